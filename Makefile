@@ -1,0 +1,45 @@
+# make distill: install, then run the main job. make test: install what tests need, lint and test.
+PYTHON ?= python3
+SHELL := /bin/bash
+export UV_SYSTEM_CERTS ?= 1
+
+UV := .make/uv/bin/uv
+ACTIVATE := . .venv/bin/activate
+
+.PHONY: distill install test test-all lint format clean
+
+distill: install
+	$(ACTIVATE) && mlflow run . -e distill
+
+# .venv for people, and the environment in which `mlflow run .` works without flags. Both are made by uv from
+# the same requirements, so that on one file system they share their files.
+install: .make/installed
+	@$(ACTIVATE) && python scripts/mlflow_environment.py
+
+.make/installed: pyproject.toml python_env.yaml $(UV)
+	$(UV) venv --quiet --allow-existing --python ">=3.11" .venv
+	$(UV) pip install --python .venv/bin/python uv -e .
+	@touch $@
+
+.make/tests-installed: .make/installed
+	$(UV) pip install --python .venv/bin/python -e ".[test]"
+	@touch $@
+
+$(UV):
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .make/uv uv
+	@touch $@
+
+test: .make/tests-installed lint
+	$(ACTIVATE) && python -m pytest
+
+test-all: .make/tests-installed lint
+	$(ACTIVATE) && python -m pytest -m "slow or not slow"
+
+lint: .make/tests-installed
+	$(ACTIVATE) && ruff check . && ruff format --check . && lint-imports
+
+format: .make/tests-installed
+	$(ACTIVATE) && ruff check --fix . && ruff format .
+
+clean:
+	rm -rf .venv .make build kd_mlflow.egg-info

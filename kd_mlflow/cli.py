@@ -1,0 +1,262 @@
+"""The command line: one click command an entry point. Parses, validates, calls, prints; imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import rich_click as click
+
+from kd_mlflow import __version__
+from kd_mlflow.config import COMMANDS
+from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.options import config_from, config_options
+
+if TYPE_CHECKING:
+    from kd_mlflow.entrypoints.terminal import Terminal
+
+click.rich_click.SHOW_METAVARS_COLUMN = True
+click.rich_click.APPEND_METAVARS_HELP = False
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    # `mlflow run -P image_size=64` hands the name over as it was typed.
+    "token_normalize_func": lambda name: name.replace("_", "-") if name.startswith("-") else name,
+}
+
+
+def _panels(command: str) -> None:
+    """List a command's options under the panels that config.py names."""
+    panels: dict[str, list[str]] = {}
+    for name, field in COMMANDS[command].model_fields.items():
+        panels.setdefault(field.json_schema_extra["panel"], []).append("--" + name.replace("_", "-"))
+    order = ["Data", "Models", "Distillation", "Training", "Augmentation", "Run"]
+    groups = [{"name": "Options", "options": ["--preset", "--config", "--resume", "--json", "--help"]}]
+    groups += [{"name": name, "options": panels[name]} for name in order if name in panels]
+    click.rich_click.OPTION_GROUPS[f"*{command}"] = groups
+
+
+for _command in COMMANDS:
+    _panels(_command)
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="kd-mlflow")
+@click.option("--verbose", "-v", is_flag=True, help="Show what the parts log.")
+def cli(verbose: bool) -> None:
+    """Turn a large image classifier into a small one, and keep a record of every run in MLflow."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else there.")
+_resume = click.option(
+    "--resume", type=str, is_flag=False, flag_value="newest", default=None, metavar="[RUN_ID]",
+    help="Go on with the newest unfinished run of the same options, or with this one.",
+)
+_tracking = click.option("--tracking-uri", default="", help="MLflow tracking URI.")
+
+
+@cli.command()
+@config_options("prepare")
+@_json
+def prepare(as_json: bool, **values: Any) -> None:
+    """Decode the images once into a store that trainings map into memory."""
+    config = config_from("prepare", values)
+    from kd_mlflow.entrypoints.prepare import describe, prepare_data
+
+    result = prepare_data(config, _terminal())
+    _print(result, as_json, describe)
+
+
+@cli.command()
+@config_options("teacher")
+@_resume
+@_json
+def teacher(as_json: bool, resume: str | None, **values: Any) -> None:
+    """Train a teacher with labels, and register it as NAME-teacher."""
+    config, resume = _resumable("teacher", values, resume)
+    from kd_mlflow.entrypoints.show import one_network
+    from kd_mlflow.entrypoints.train import train_teacher
+
+    result = train_teacher(config, resume=resume, terminal=_terminal())
+    _print(result.to_json(), as_json, one_network)
+
+
+@cli.command()
+@config_options("student")
+@_resume
+@_json
+def student(as_json: bool, resume: str | None, **values: Any) -> None:
+    """Train a student with labels only: the control."""
+    config, resume = _resumable("student", values, resume)
+    from kd_mlflow.entrypoints.show import one_network
+    from kd_mlflow.entrypoints.train import train_student
+
+    result = train_student(config, resume=resume, terminal=_terminal())
+    _print(result.to_json(), as_json, one_network)
+
+
+@cli.command()
+@config_options("distill")
+@_resume
+@_json
+def distill(as_json: bool, resume: str | None, **values: Any) -> None:
+    """Distil a student from a teacher, beside the same student trained with labels only."""
+    config, resume = _resumable("distill", values, resume)
+    from kd_mlflow.entrypoints.distill import distill as run
+    from kd_mlflow.entrypoints.show import comparison
+
+    result = run(config, resume=resume, terminal=_terminal())
+    _print(result.to_json(), as_json, lambda _: comparison(result))
+
+
+@cli.command()
+@config_options("evaluate")
+@_json
+def evaluate(as_json: bool, **values: Any) -> None:
+    """Measure an existing model on a split, in a run of its own."""
+    config = config_from("evaluate", values)
+    from kd_mlflow.entrypoints.evaluate import evaluate as run
+    from kd_mlflow.entrypoints.show import figures
+
+    result = run(config, terminal=_terminal())
+    _print(result.to_json(), as_json, figures)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_tracking
+@_json
+def pull(model: str, folder: Path, tracking_uri: str, as_json: bool) -> None:
+    """Fetch a registered MODEL (NAME@champion, NAME/3, models:/…) into FOLDER, digests verified."""
+    from kd_mlflow.entrypoints.deploy import pull_model
+
+    result = pull_model(model, folder, tracking_uri)
+    _print(result, as_json, lambda r: f"{r['model']} version {r['version']} is in {r['folder']}")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top-k", default=3, show_default=True, type=click.IntRange(min=1), help="Classes an image.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images a batch.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@_json
+def predict(folder: Path, images: Sequence[Path], top_k: int, batch_size: int, device: str, as_json: bool) -> None:
+    """Name what the model in FOLDER sees in IMAGES (files or folders of them)."""
+    from kd_mlflow.entrypoints.deploy import predict_images
+    from kd_mlflow.entrypoints.show import predictions
+
+    result = predict_images(folder, images, top_k, batch_size, device, _terminal())
+    _print(result, as_json, predictions)
+    if not result["predictions"]:
+        raise InputError("None of the files could be read as an image.")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["onnx", "pt2"]), default=None,
+              help="Format; left out, the file's suffix tells.")
+@_tracking
+@_json
+def export(model: str, file: Path, kind: str | None, tracking_uri: str, as_json: bool) -> None:
+    """Write MODEL (a pulled folder or a registered model) to FILE, and compare it with the module."""
+    from kd_mlflow.entrypoints.deploy import export_model
+
+    result = export_model(model, file, kind, tracking_uri)
+    _print(result, as_json, lambda r: f"{r['file']} ({r['format']}): largest difference {r['max_difference']:.2g}")
+
+
+@cli.command()
+@click.option("--role", default=None, help="teacher, control, student, evaluate, …")
+@click.option("--status", default=None, help="RUNNING, FINISHED, FAILED or KILLED.")
+@click.option("--experiment", default=None, help="Only this experiment.")
+@click.option("--filter", "filter_string", default="", help="An MLflow filter: metrics.`test/accuracy` > 0.9")
+@click.option("--sort", default="val_accuracy", show_default=True, help="A column, or any metric's name.")
+@click.option("--ascending", is_flag=True, help="Smallest first.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="Rows.")
+@_tracking
+@_json
+def runs(as_json: bool, tracking_uri: str, **values: Any) -> None:
+    """A leaderboard of the runs in the store."""
+    from kd_mlflow.entrypoints.runs_table import list_runs
+    from kd_mlflow.entrypoints.show import leaderboard
+
+    result = list_runs(tracking_uri, **values)
+    _print(result, as_json, leaderboard)
+
+
+@cli.command()
+@click.option("--data", default="digits", show_default=True, help="Data to look for, as for distill.")
+@_tracking
+@_json
+def doctor(data: str, tracking_uri: str, as_json: bool) -> None:
+    """What works on this machine, what does not, and what to do about it."""
+    from kd_mlflow.entrypoints.doctor import examine
+    from kd_mlflow.entrypoints.show import findings
+
+    result = examine(data, tracking_uri)
+    _print(result, as_json, findings)
+    if not result["ok"]:
+        sys.exit(1)
+
+
+def _resumable(command: str, values: dict[str, Any], resume: str | None) -> tuple[Any, str | None]:
+    """The options; those of the run itself when a run id is given."""
+    if resume in (None, "", "false"):
+        return config_from(command, values), None
+    if resume in ("newest", "true"):
+        return config_from(command, values), "newest"
+    from kd_mlflow.entrypoints.runs import config_of_run
+
+    with config_of_run(values.get("tracking_uri") or "", resume) as file:
+        return config_from(command, values, file), resume
+
+
+def _terminal() -> Terminal:
+    from kd_mlflow.entrypoints.terminal import Terminal
+
+    return Terminal()
+
+
+def _print(result: Any, as_json: bool, show: Callable[[Any], Any]) -> None:
+    if as_json:
+        click.echo(json.dumps(result, default=str, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        Console(highlight=False, markup=False).print(show(result), soft_wrap=True)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with the documented exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = cli.main(arguments, prog_name="kd-mlflow", standalone_mode=False)
+    except KdMlflowError as error:
+        code = _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail("Interrupted; --resume goes on from the last checkpoint.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code or 0)
+
+
+def _fail(sentence: str, code: int) -> int:
+    click.echo(f"kd-mlflow: {sentence}", err=True)
+    return code

@@ -1,0 +1,1 @@
+"""Images to a store of decoded pixels, and the store to seeded, augmented batches."""

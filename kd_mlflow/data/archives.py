@@ -1,0 +1,105 @@
+"""A ``.tar`` of class folders, read where it lies: nothing is unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from kd_mlflow.data.images import MAX_BYTES, too_many_bytes
+from kd_mlflow.data.layout import Arrangement, Entry, arrange, is_clutter
+from kd_mlflow.errors import InputError
+
+
+class TarSource:
+    """The members of an uncompressed tar.
+
+    Raises
+    ------
+    InputError
+        Not a tar, a compressed or cut one, or one with a member that is refused: an absolute path,
+        ``..``, a link, a device, a sparse file.
+    """
+
+    held_out = 0.2
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.stem
+        status = path.stat()
+        mark = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        self._stamp = hashlib.sha256(repr(mark).encode()).hexdigest()
+        latest: dict[str, Entry] = {}
+        folders: set[str] = set()
+        for member in self._members():
+            parts = self._checked(member)
+            if not parts or any(is_clutter(part) for part in parts):
+                continue
+            parents = parts if member.isdir() else parts[:-1]
+            folders.update("/".join(parents[:depth]) for depth in range(1, len(parents) + 1))
+            if not member.isdir():
+                problem = too_many_bytes(member.size) if member.size > MAX_BYTES else ""
+                name = "/".join(parts)
+                # A name that comes twice means the later one, as it does to tar.
+                latest[name] = Entry(name, member.size, problem, member.offset_data)
+        self._arrangement = arrange(latest.values(), folders, f"The archive {str(path)!r}")
+
+    def stamp(self) -> str:
+        """A hash of the archive's path, size and times."""
+        return self._stamp
+
+    def arrangement(self) -> Arrangement:
+        """Items, classes and warnings."""
+        return self._arrangement
+
+    def read(self, place: int) -> bytes:
+        """The bytes of a member."""
+        entry = self._arrangement.items[place].entry
+        with self.path.open("rb") as archive:
+            archive.seek(entry.offset)
+            return archive.read(entry.size)
+
+    def _members(self) -> Iterator[tarfile.TarInfo]:
+        size = self.path.stat().st_size
+        try:
+            with tarfile.open(self.path, "r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # it keeps every member it has seen otherwise
+                    if member.isreg() and member.offset_data + member.size > size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    yield member
+        except (tarfile.TarError, EOFError) as error:
+            if _is_compressed(self.path):
+                raise InputError(f"{str(self.path)!r} is compressed; unpack it and name the folder, or make it a plain "
+                                 ".tar.") from None  # fmt: skip
+            raise InputError(f"{str(self.path)!r} is not a complete .tar ({error}); make or fetch it again.") from None
+
+    def _checked(self, member: tarfile.TarInfo) -> tuple[str, ...]:
+        """The parts of a member's path.
+
+        Raises
+        ------
+        InputError
+            A member that could reach outside the archive, or that is no plain file or folder.
+        """
+        path = PurePosixPath(member.name)
+        wrong = ""
+        if path.is_absolute():
+            wrong = "has an absolute path"
+        elif ".." in path.parts:
+            wrong = "has '..' in its path"
+        elif member.issym() or member.islnk():
+            wrong = f"is a link to {member.linkname!r}"
+        elif not (member.isreg() or member.isdir()):
+            wrong = "is neither a file nor a folder"
+        elif member.issparse():
+            wrong = "is a sparse file"
+        if wrong:
+            raise InputError(f"The member {member.name!r} of {str(self.path)!r} {wrong}; make the archive again without it.")
+        return path.parts
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))

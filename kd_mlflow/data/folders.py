@@ -1,0 +1,94 @@
+"""A folder of class folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from kd_mlflow.data.images import MAX_BYTES, too_many_bytes
+from kd_mlflow.data.layout import Arrangement, Entry, arrange, is_clutter
+from kd_mlflow.errors import InputError
+
+
+class FolderSource:
+    """The files below a folder; links are followed as long as they stay inside it.
+
+    Raises
+    ------
+    InputError
+        A link that leaves the folder, or a folder that cannot be listed.
+    """
+
+    held_out = 0.2
+
+    def __init__(self, root: Path, name: str = "") -> None:
+        self.root = root
+        self.name = name or root.name or "data"
+        marks = hashlib.sha256(os.fsencode(root))
+        entries: list[Entry] = []
+        folders: set[str] = set()
+        for path, status in self._walk("", (os.path.realpath(root),)):
+            if status is None:
+                folders.add(path)
+                continue
+            entries.append(_entry(path, status))
+            mark = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
+            marks.update(f"{path!r}{mark}".encode())
+        marks.update(repr(sorted(folders)).encode())
+        self._stamp = marks.hexdigest()
+        self._arrangement = arrange(entries, folders, f"The folder {str(root)!r}")
+
+    def stamp(self) -> str:
+        """A hash of all paths, sizes and times."""
+        return self._stamp
+
+    def arrangement(self) -> Arrangement:
+        """Items, classes and warnings."""
+        return self._arrangement
+
+    def read(self, place: int) -> bytes:
+        """The bytes of an item's file."""
+        return (self.root / self._arrangement.items[place].entry.path).read_bytes()
+
+    def _walk(self, below: str, above: tuple[str, ...]) -> Iterator[tuple[str, os.stat_result | None]]:
+        """Every folder (with None) and file below a folder, in the order of their names."""
+        try:
+            with os.scandir(self.root / below) as found:
+                listed = sorted(found, key=lambda one: one.name)
+        except OSError as error:
+            raise InputError(f"The folder {str(self.root / below)!r} cannot be listed: {error.strerror}.") from None
+        for one in listed:
+            if is_clutter(one.name):
+                continue
+            path = f"{below}/{one.name}" if below else one.name
+            real = self._real(one, path) if one.is_symlink() else one.path
+            if one.is_dir():
+                target = os.path.realpath(one.path)
+                if target in above:
+                    raise InputError(f"The link {path!r} in {str(self.root)!r} leads back to a folder above it; remove it.")
+                yield path, None
+                yield from self._walk(path, (*above, target))
+                continue
+            try:
+                yield path, os.stat(real)
+            except OSError:
+                yield path, os.stat(one.path, follow_symlinks=False)
+
+    def _real(self, one: os.DirEntry[str], path: str) -> str:
+        real = os.path.realpath(one.path)
+        if os.path.commonpath((real, os.path.realpath(self.root))) != os.path.realpath(self.root):
+            raise InputError(f"The link {path!r} leads out of the folder {str(self.root)!r}; copy what it points to "
+                             "into the folder, or remove it.")  # fmt: skip
+        return real
+
+
+def _entry(path: str, status: os.stat_result) -> Entry:
+    if stat.S_ISLNK(status.st_mode):
+        return Entry(path, 0, "a link to nothing")
+    if not stat.S_ISREG(status.st_mode):
+        return Entry(path, 0, "not a regular file")
+    problem = too_many_bytes(status.st_size) if status.st_size > MAX_BYTES else ""
+    return Entry(path, status.st_size, problem)

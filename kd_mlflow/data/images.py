@@ -1,0 +1,139 @@
+"""One image file to the pixels the store keeps; prediction uses the very same function."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Named, because Pillow would otherwise also try formats that start other programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+MAX_PIXELS = 2**27
+MAX_BYTES = 2**28
+
+
+class BadImage(Exception):
+    """A file that cannot be used as an image.
+
+    Attributes
+    ----------
+    reason:
+        What is wrong, as a phrase that can follow the file's name.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pixels ``[3, side, side]`` uint8, with the size in pixels that the image had, upright."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+def read_image(source: Path | bytes, side: int) -> np.ndarray:
+    """The image as RGB, upright, its shortest side scaled to ``side``, its centre square kept.
+
+    Parameters
+    ----------
+    source:
+        A file, or the bytes of one.
+    side:
+        Side of the square, in pixels.
+
+    Returns
+    -------
+    np.ndarray
+        ``[3, side, side]``, uint8.
+
+    Raises
+    ------
+    BadImage
+        With the reason: empty, truncated, not an image, too large, unreadable.
+    """
+    if isinstance(source, bytes):
+        return decode(source, side).pixels
+    try:
+        if source.stat().st_size > MAX_BYTES:
+            raise BadImage(too_many_bytes(source.stat().st_size))
+        data = source.read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror or error}") from None
+    return decode(data, side).pixels
+
+
+def too_many_bytes(size: int) -> str:
+    """The reason given for a file that is not even opened."""
+    return f"absurdly large: {size / 2**20:.0f} MiB, the limit is {MAX_BYTES // 2**20} MiB"
+
+
+def decode(data: bytes, side: int) -> Decoded:
+    """Bytes of an image file to pixels; see :func:`read_image`."""
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(_too_many_pixels(f"{width} x {height} pixels"))
+            # A JPEG is decoded at 1/2, 1/4 or 1/8 where that still leaves twice the pixels needed.
+            image.draft(None, (2 * side, 2 * side))
+            square = _to_rgb(_upright(image))
+            if image.getexif().get(0x0112) in (5, 6, 7, 8):
+                width, height = height, width
+            return Decoded(_centre_square(square, side), width, height)
+    except (BadImage, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage(_too_many_pixels("far too many pixels")) from None
+    except UnidentifiedImageError:
+        raise BadImage("not an image in a format that can be read") from None
+    except Exception as error:  # Pillow's readers raise whatever the damage leads them to
+        raise BadImage(f"cannot be decoded: {error or type(error).__name__}") from None
+
+
+def from_array(pixels: np.ndarray, side: int) -> Decoded:
+    """Pixels ``[H, W]`` or ``[H, W, 3]`` uint8, scaled and cropped as a file would be."""
+    height, width = pixels.shape[:2]
+    return Decoded(_centre_square(Image.fromarray(pixels).convert("RGB"), side), width, height)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no known range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16 bits at 255: nearly all of the image would be white.
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _centre_square(image: Image.Image, side: int) -> np.ndarray:
+    width, height = image.size
+    short = min(width, height)
+    # Cutting first and scaling then is the same picture, and a strip of 1 x 100,000 pixels stays small.
+    box = ((width - short) / 2, (height - short) / 2, (width + short) / 2, (height + short) / 2)
+    scaled = image.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
+
+
+def _too_many_pixels(what: str) -> str:
+    return f"absurdly large: {what}, the limit is {MAX_PIXELS / 1e6:.0f} million"

@@ -1,0 +1,1 @@
+"""Distillation methods: the contract, one file a method, and the registry."""

@@ -1,0 +1,1 @@
+"""One module a command; each reads as the story of that job."""

@@ -1,0 +1,107 @@
+"""`pull`, `predict` and `export`: from the registry to use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from kd_mlflow.data.images import SUFFIXES, BadImage, read_image
+from kd_mlflow.data.store import store_side
+from kd_mlflow.entrypoints.terminal import Terminal
+from kd_mlflow.errors import InputError
+from kd_mlflow.models.artifact import load_model
+from kd_mlflow.models.export import export_onnx, export_pt2
+from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.registry import pull, resolve
+from kd_mlflow.training.device import resolve_device
+
+
+def pull_model(model: str, folder: Path, tracking_uri: str = "") -> dict[str, Any]:
+    """Fetch a registered model into a folder, digests verified."""
+    client = connect(tracking_uri)
+    found = resolve(client, model)
+    pull(client, f"models:/{found.name}/{found.version}", folder)
+    return {"model": found.name, "version": found.version, "run_id": found.run_id, "folder": str(folder)}
+
+
+def predict_images(
+    folder: Path, images: Sequence[Path], top_k: int, batch_size: int, device: str, terminal: Terminal
+) -> dict[str, Any]:
+    """The ``top_k`` likeliest classes of each image; files that cannot be read are listed by reason."""
+    if not folder.is_dir():
+        raise InputError(f"There is no model folder {folder}; fetch one with `kd-mlflow pull NAME@champion {folder}`.")
+    place = resolve_device(device)
+    model = load_model(folder).to(place).eval()
+    spec, files = model.spec, _files(images)
+    side, predictions, unreadable = store_side(spec.image_size), [], []
+    bar = terminal.preparing("Predicting")
+    for first in range(0, len(files), batch_size):
+        group = files[first : first + batch_size]
+        readable, pixels = [], []
+        for file in group:
+            try:
+                pixels.append(_centre(read_image(file, side), spec.image_size))
+                readable.append(file)
+            except BadImage as error:
+                unreadable.append({"path": str(file), "reason": error.reason})
+        if readable:
+            with torch.inference_mode():
+                logits = model(torch.from_numpy(np.stack(pixels)).to(place))
+            predictions += _named(readable, logits.float().cpu(), spec.classes, top_k)
+        bar(first + len(group), len(files))
+    return {"predictions": predictions, "unreadable": unreadable}
+
+
+def export_model(model: str, file: Path, kind: str | None, tracking_uri: str = "") -> dict[str, Any]:
+    """Write a model as ONNX or as an exported program, and compare it with the module."""
+    kind = kind or {".onnx": "onnx", ".pt2": "pt2"}.get(file.suffix.lower())
+    if kind is None:
+        raise InputError(f"The format of {file} is not clear; name it .onnx or .pt2, or give --format.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _folder_of(model, tracking_uri) as folder:
+        network = load_model(folder).eval()
+        difference = (export_onnx if kind == "onnx" else export_pt2)(network, file)
+    return {"file": str(file), "format": kind, "bytes": file.stat().st_size, "max_difference": difference}
+
+
+@contextmanager
+def _folder_of(model: str, tracking_uri: str) -> Iterator[Path]:
+    """A pulled folder as it is, or a registered model fetched for the moment."""
+    if Path(model).is_dir():
+        yield Path(model)
+        return
+    with TemporaryDirectory() as scratch:
+        yield pull(connect(tracking_uri), model, Path(scratch) / "model")
+
+
+def _files(images: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in images:
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"There is no file or folder {path}.")
+    if not files:
+        raise InputError(f"There are no images in {', '.join(str(path) for path in images)}.")
+    return files
+
+
+def _centre(image: np.ndarray, size: int) -> np.ndarray:
+    margin = (image.shape[1] - size) // 2
+    return image[:, margin : margin + size, margin : margin + size]
+
+
+def _named(files: list[Path], logits: torch.Tensor, classes: Sequence[str], top_k: int) -> list[dict[str, Any]]:
+    probability, index = logits.softmax(dim=1).topk(min(top_k, len(classes)), dim=1)
+    return [
+        {"path": str(file), "top": [{"class": classes[k], "probability": p} for p, k in zip(row, names, strict=True)]}
+        for file, row, names in zip(files, probability.tolist(), index.tolist(), strict=True)
+    ]

@@ -1,0 +1,119 @@
+"""`evaluate`: an existing model measured on a split, in a run of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_mlflow.config import EvaluateConfig
+from kd_mlflow.entrypoints.judge import Judged, judge_split
+from kd_mlflow.entrypoints.network import Network, load_network
+from kd_mlflow.entrypoints.record import record_evaluation, record_report, record_setup, summary, view_of
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.terminal import Terminal
+from kd_mlflow.errors import InputError
+from kd_mlflow.reports.data import RunView
+from kd_mlflow.tracking.registry import pull, run_model
+from kd_mlflow.tracking.runs import RunWriter, adopt_run_id
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """The figures of ``split`` and of use."""
+
+    run_id: str
+    model: str
+    split: str
+    metrics: dict[str, float]
+    efficiency: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object."""
+        return asdict(self)
+
+
+def evaluate(config: EvaluateConfig, *, terminal: Terminal | None = None) -> EvaluateResult:
+    """Measure a registered model, a run's model or a pulled folder on a split, and record it.
+
+    >>> from kd_mlflow.config import EvaluateConfig
+    >>> evaluate(EvaluateConfig(data="photos/", model="models:/photos-student@champion"))   # doctest: +SKIP
+
+    Raises
+    ------
+    InputError
+        The model cannot be found, or its classes are not those of the data.
+    """
+    if not config.model:
+        raise InputError("evaluate needs --model: models:/NAME@ALIAS, a run id, or a pulled folder.")
+    session = Session.open(config, terminal or Terminal(quiet=True))
+    network = find_network(session, config.model)
+    same_classes(session, network, config.model)
+    view = evaluate_network(session, network, (config.split,), owner=True)
+    parts = summary(view)
+    return EvaluateResult(view.run_id, config.model, config.split, parts[config.split], parts["efficiency"])
+
+
+def find_network(session: Session, asked: str) -> Network:
+    """A model by registry URI, run id or folder.
+
+    Raises
+    ------
+    InputError
+        It is none of these.
+    """
+    if asked.startswith("models:/"):
+        file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", asked.removeprefix("models:/"))
+        return load_network(pull(session.client, asked, session.home / "models" / file_name))
+    if re.fullmatch(r"[0-9a-f]{32}", asked):
+        return network_of_run(session, asked)
+    if Path(asked).is_dir():
+        return load_network(Path(asked))
+    raise InputError(f"{asked} is no registered model (models:/NAME@ALIAS), run id or model folder.")
+
+
+def network_of_run(session: Session, run_id: str) -> Network:
+    """The model of a run, from this machine if it was trained here, else from the store."""
+    local = session.checkpoints(run_id) / "model"
+    if not (local / "model.json").is_file():
+        local = run_model(session.client, run_id, session.home / "models" / run_id)
+    return load_network(local)
+
+
+def evaluate_network(session: Session, network: Network, splits: Sequence[str], *, owner: bool) -> RunView:
+    """Measure a network on splits, in a run of role evaluate."""
+    spec = network.model.spec
+    with RunWriter.open(
+        session.client, role="evaluate", experiment=session.experiment, run_name=f"evaluate {spec.architecture}",
+        tags={"kd.evaluated_run_id": network.run_id, "kd.architecture": spec.architecture},
+        run_id=adopt_run_id() if owner else None,
+    ) as writer:
+        own = EvaluateConfig(**{name: getattr(session.config, name) for name in EvaluateConfig.model_fields
+                                if hasattr(session.config, name)})
+        record_setup(session, writer, own)
+        judged: dict[str, Judged] = {
+            split: judge_split(session, network.model, split, session.config.batch_size) for split in splits
+        }
+        record_evaluation(session, writer, network, judged, {})
+        view = view_of(session.client, writer.run_id)
+        record_report(session, writer, own, [view], judged[splits[-1]], [])
+    return view
+
+
+def same_classes(session: Session, network: Network, asked: str) -> None:
+    """Refuse a model whose class list is not the data's.
+
+    Raises
+    ------
+    InputError
+        The lists differ; says in what.
+    """
+    theirs, ours = tuple(network.model.spec.classes), tuple(session.store.classes)
+    if theirs != ours:
+        differ = sorted(set(theirs) ^ set(ours)) or ["their order"]
+        raise InputError(
+            f"The model {asked} knows {len(theirs)} classes, the data has {len(ours)}; they differ in "
+            f"{', '.join(differ[:5])}. Choose a model that was trained on these classes."
+        )

@@ -1,0 +1,54 @@
+"""When two trainings are the same: a hash over everything that decides the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from kd_mlflow.config import Options, Recipe
+from kd_mlflow.training.checkpoint import file_sha256
+
+PACKAGE = Path(__file__).parents[1]
+TRAINS = ("data", "models", "distillers", "training")
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """SHA-256 over the source of the packages that decide the weights."""
+    digest = hashlib.sha256()
+    for folder in TRAINS:
+        for file in sorted((PACKAGE / folder).rglob("*.py")):
+            digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def fingerprint(recipe: Recipe, dataset_digest: str, teacher_digests: Sequence[str] = ()) -> str:
+    """The identity of one training (32 hex digits)."""
+    return _hash(recipe, dataset_digest, _file_digest(recipe), *teacher_digests)
+
+
+def request_fingerprint(config: Options, dataset_digest: str) -> str:
+    """The identity of what was asked for, known before the teacher is; ``--resume`` looks for it."""
+    placeless = {"device", "experiment", "tracking_uri", "name", "reuse", "register_model"}
+    return _hash(config.model_copy(), dataset_digest, exclude=placeless)
+
+
+def _hash(options: Options, *parts: str, exclude: set[str] | None = None) -> str:
+    content = json.dumps(options.model_dump(mode="json", exclude=exclude), sort_keys=True)
+    return hashlib.sha256("\0".join([content, code_digest(), *parts]).encode()).hexdigest()[:32]
+
+
+def _file_digest(recipe: Recipe) -> str:
+    """The content behind a name: a weights file, or the module of a person's own architecture."""
+    if recipe.weights not in ("none", "imagenet") and Path(recipe.weights).is_file():
+        return file_sha256(Path(recipe.weights))
+    module, colon, _ = recipe.architecture.partition(":")
+    if colon and module != "timm":
+        found = importlib.util.find_spec(module)
+        if found is not None and found.origin and Path(found.origin).is_file():
+            return file_sha256(Path(found.origin))
+    return ""

@@ -1,0 +1,73 @@
+"""How good a trained network is: quality on every split, likeness to its teacher, cost of use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from kd_mlflow.config import Recipe
+from kd_mlflow.data.loading import evaluation_batches
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.measures.agreement import agreement
+from kd_mlflow.measures.classification import Classification, classify
+from kd_mlflow.training.evaluation import measure_accuracy, predict_logits
+
+@dataclass(frozen=True)
+class Judged:
+    """One split: logits ``[N, K]``, labels and manifest places ``[N]``, and what follows from them.
+
+    ``teacher_logits`` are the first teacher's on the same images, if there is one.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    index: Tensor
+    quality: Classification
+    likeness: dict[str, float]
+    teacher_logits: Tensor | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Quality and likeness by name."""
+        return self.quality.metrics | self.likeness
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The validation split at the selected epoch, then the test split, read once."""
+
+    val: Judged
+    test: Judged
+    train_accuracy: float
+
+    @property
+    def generalisation_gap(self) -> float:
+        """Training minus validation accuracy, both on centre crops in eval mode."""
+        return self.train_accuracy - self.val.quality.metrics["accuracy"]
+
+
+def judge_split(
+    session: Session, model: nn.Module, split: str, batch_size: int, teacher: nn.Module | None = None
+) -> Judged:
+    """Measure a network on one split, and beside its teacher if it has one."""
+    logits, labels, index = _logits(session, model, split, batch_size)
+    quality = classify(logits, labels, session.store.classes)
+    if teacher is None:
+        return Judged(logits, labels, index, quality, {}, None)
+    teacher_logits = _logits(session, teacher, split, batch_size)[0]
+    return Judged(logits, labels, index, quality, agreement(logits, teacher_logits), teacher_logits)
+
+
+def judge(session: Session, model: nn.Module, recipe: Recipe, teacher: nn.Module | None) -> Verdict:
+    """Validation first, then test, then the training split measured the same way."""
+    val = judge_split(session, model, "val", recipe.batch_size, teacher)
+    test = judge_split(session, model, "test", recipe.batch_size, teacher)
+    batches = evaluation_batches(session.store, "train", batch_size=recipe.batch_size, device=session.device)
+    return Verdict(val, test, measure_accuracy(model, batches, session.device, session.precision))
+
+
+def _logits(session: Session, model: nn.Module, split: str, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    batches = evaluation_batches(session.store, split, batch_size=batch_size, device=session.device)
+    return predict_logits(model.to(session.device), batches, session.device, session.precision)

@@ -1,0 +1,149 @@
+"""One network from recipe to record: trained, judged, written down, and kept as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd_mlflow.config import Recipe
+from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training_batches
+from kd_mlflow.distillers.base import Context, Distiller
+from kd_mlflow.distillers.registry import create
+from kd_mlflow.entrypoints.judge import Verdict, judge
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.measures.efficiency import Efficiency
+from kd_mlflow.measures.resources import ResourceMeter
+from kd_mlflow.models.artifact import load_model, read_run_id, save_model
+from kd_mlflow.models.classifier import Classifier, ModelSpec
+from kd_mlflow.models.zoo import build, normalization_for
+from kd_mlflow.tracking.runs import RunWriter
+from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow, file_sha256
+from kd_mlflow.training.loop import Fit, NonFiniteLoss, Task, fit
+from kd_mlflow.training.observer import Several, Silent
+from kd_mlflow.training.teachers import LiveTeacher
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network at hand, with where it came from.
+
+    Attributes
+    ----------
+    folder:
+        The model folder it was written to or read from.
+    digest:
+        SHA-256 of its weights file.
+    """
+
+    model: Classifier
+    run_id: str
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that was trained just now, with everything that was measured."""
+
+    network: Network
+    fit: Fit
+    verdict: Verdict
+    training: Efficiency
+    last_folder: Path
+
+
+def train_network(
+    session: Session, recipe: Recipe, writer: RunWriter, teachers: Sequence[Network] = ()
+) -> Trained:
+    """Train by the recipe under the writer's run, going on from its checkpoints if there are any.
+
+    Raises
+    ------
+    GuardError
+        The loss became non-finite; the samples of the batch are recorded.
+    """
+    folder = CheckpointFolder(session.checkpoints(writer.run_id))
+    task = _task(session, recipe, _build(session, recipe), teachers)
+    observer = Several([_Recorder(writer), session.terminal.training(recipe.role)])
+    try:
+        with ResourceMeter(session.device) as meter:
+            epochs_done, fitted = _fit_counted(task, folder, observer)
+    except NonFiniteLoss as stop:
+        paths = [session.store.path_of(index) for index in stop.samples]
+        writer.json(
+            "non_finite_loss.json", {"epoch": stop.epoch, "step": stop.step, "samples": stop.samples, "paths": paths}
+        )
+        raise
+    verdict = judge(session, fitted.best, recipe, teachers[0].model if teachers else None)
+    save_model(folder.path / "model", fitted.best, run_id=writer.run_id)
+    last = _build(session, recipe)
+    last.load_state_dict(fitted.last)
+    save_model(folder.path / "last", last, run_id=writer.run_id, program=False)
+    digest = file_sha256(folder.path / "model" / "model.safetensors")
+    network = Network(fitted.best, writer.run_id, folder.path / "model", digest)
+    images = epochs_done * task.steps_per_epoch * recipe.batch_size
+    return Trained(network, fitted, verdict, meter.summary(images), folder.path / "last")
+
+
+def load_network(folder: Path) -> Network:
+    """A network that was written to a folder earlier."""
+    return Network(load_model(folder), read_run_id(folder), folder, file_sha256(folder / "model.safetensors"))
+
+
+def _fit_counted(task: Task, folder: CheckpointFolder, observer: Several) -> tuple[int, Fit]:
+    """The fit, and how many epochs this process itself trained."""
+    found = folder.load()
+    before = found[1].epoch if found else 0
+    fitted = fit(task, folder, observer)
+    return len(fitted.history) - before, fitted
+
+
+def _build(session: Session, recipe: Recipe) -> Classifier:
+    store = session.store
+    mean, std = normalization_for(recipe.normalization, recipe.architecture, recipe.weights, store.mean, store.std)
+    spec = ModelSpec(
+        architecture=recipe.architecture, classes=store.classes, image_size=recipe.image_size, mean=mean, std=std,
+        stem=recipe.stem, dropout=recipe.dropout,
+    )
+    return build(spec, recipe.weights, seed=recipe.seed)
+
+
+def _task(session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Network]) -> Task:
+    store, device = session.store, session.device
+    context = Context(len(store.classes), _class_weights(session, recipe), recipe.label_smoothing)
+    distiller: Distiller = create(recipe.method, context, recipe.method_options)
+    return Task(
+        recipe=recipe, student=student, distiller=distiller,
+        teachers=[LiveTeacher(teacher.model, distiller.needs, device) for teacher in teachers],
+        training_batches=lambda epoch: training_batches(
+            store, session.config, batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, device=device),
+        validation_batches=lambda: evaluation_batches(store, "val", batch_size=recipe.batch_size, device=device),
+        steps_per_epoch=steps_per_epoch(store, recipe.batch_size),
+        device=device,
+    )
+
+
+def _class_weights(session: Session, recipe: Recipe) -> Tensor | None:
+    """``[K]``: n / (K · n_k), so that their mean over the training split is 1."""
+    if recipe.class_weights == "none":
+        return None
+    store = session.store
+    labels = torch.as_tensor(store.labels[store.splits["train"]])
+    counts = torch.bincount(labels, minlength=len(store.classes)).clamp(min=1)
+    return (len(labels) / (len(store.classes) * counts)).float()
+
+
+class _Recorder(Silent):
+    """Writes every epoch to the run, in one batch."""
+
+    def __init__(self, writer: RunWriter) -> None:
+        self.writer = writer
+
+    def on_epoch(self, row: EpochRow) -> None:
+        self.writer.metrics(row.metrics, row.epoch, row.timestamp_ms)
+
+

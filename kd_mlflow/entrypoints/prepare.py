@@ -1,0 +1,41 @@
+"""`prepare`: images decoded once into a store, without training anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kd_mlflow.config import PrepareConfig
+from kd_mlflow.data.store import prepare
+from kd_mlflow.entrypoints.session import home
+from kd_mlflow.entrypoints.terminal import Terminal
+
+
+def prepare_data(config: PrepareConfig, terminal: Terminal | None = None) -> dict[str, Any]:
+    """Prepare the store (or find it prepared) and say what is in it."""
+    terminal = terminal or Terminal(quiet=True)
+    store = prepare(config, home(), terminal.preparing(f"Preparing {config.data}"))
+    return {
+        "store": str(store.path), "name": store.name, "digest": store.digest, "image_size": store.image_size,
+        "classes": list(store.classes), "splits": {name: len(index) for name, index in store.splits.items()},
+        "mean": list(store.mean), "std": list(store.std), "warnings": list(store.warnings),
+        "bad": [{"path": bad.path, "reason": bad.reason} for bad in store.bad],
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result for a person."""
+    lines = [
+        f"{result['name']}: {len(result['classes'])} classes, "
+        + ", ".join(f"{count} {split}" for split, count in result["splits"].items()),
+        f"digest {result['digest']}, {result['image_size']} px, in {result['store']}",
+        f"mean {_numbers(result['mean'])}, std {_numbers(result['std'])} of the training split",
+    ]
+    lines += [f"warning: {warning}" for warning in result["warnings"]]
+    lines += [f"not used: {bad['path']}: {bad['reason']}" for bad in result["bad"][:20]]
+    if len(result["bad"]) > 20:
+        lines.append(f"… and {len(result['bad']) - 20} more; all are in the store's manifest")
+    return "\n".join(lines)
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)

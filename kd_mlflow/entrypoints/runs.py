@@ -1,0 +1,87 @@
+"""Opening the run that a network is trained under: a new one, that of `mlflow run`, or one to go on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kd_mlflow.config import Role
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.errors import InputError
+from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.runs import RunRecord, RunWriter, adopt_run_id, download, find_runs, read_run
+from kd_mlflow.training.checkpoint import CheckpointFolder
+
+NEWEST = "newest"
+
+
+@contextmanager
+def open_run(
+    session: Session, role: Role, key: tuple[str, str], *, resume: str | None, owner: bool, name: str
+) -> Iterator[RunWriter]:
+    """A run that this process alone writes to.
+
+    Parameters
+    ----------
+    key:
+        The tag and value by which the same work is recognised (its fingerprint).
+    resume:
+        None for a new run, ``newest`` for the newest unfinished one with this key (a new one if there
+        is none), or a run id.
+    owner:
+        Whether this is the run the command was started for, which adopts the run of `mlflow run`.
+
+    Raises
+    ------
+    InputError
+        The run to go on with is finished, is of other work, or is being written by another process.
+    """
+    made_by_mlflow = adopt_run_id() if owner else None
+    with ExitStack() as held:
+        found = _unfinished(session, role, key, resume, held) if resume else None
+        if found and made_by_mlflow and found != made_by_mlflow:
+            session.client.set_tag(made_by_mlflow, "kd.continued_run_id", found)
+        run_id = found or made_by_mlflow
+        writer = RunWriter.open(
+            session.client, role=role, experiment=session.experiment, run_name=name, tags=dict([key]), run_id=run_id
+        )
+        if not found:
+            held.enter_context(CheckpointFolder(session.checkpoints(writer.run_id)).lock())
+        if found:
+            session.terminal.say(f"Going on with the {role}'s run {found}")
+        with writer:
+            yield writer
+
+
+def _unfinished(
+    session: Session, role: Role, key: tuple[str, str], resume: str, held: ExitStack
+) -> str | None:
+    """The run to go on with, its folder locked until ``held`` closes."""
+    if resume == NEWEST:
+        runs = [run for run in find_runs(session.client, tags=dict([key]), role=role) if run.status != "FINISHED"]
+        return next((run.run_id for run in runs if _lock(session, run, held)), None)
+    run = read_run(session.client, resume)
+    if run.status == "FINISHED":
+        raise InputError(f"Run {resume} is finished; there is nothing to resume.")
+    if run.role != role or run.tags.get(key[0]) != key[1]:
+        raise InputError(
+            f"Run {resume} was started with other options, data or code than these; "
+            "it can only go on as it began (its options are in its config.yaml)."
+        )
+    if not _lock(session, run, held):
+        raise InputError(f"Run {resume} is being written by another process on this machine.")
+    return run.run_id
+
+
+def _lock(session: Session, run: RunRecord, held: ExitStack) -> bool:
+    return held.enter_context(CheckpointFolder(session.checkpoints(run.run_id)).lock())
+
+
+@contextmanager
+def config_of_run(tracking_uri: str, run_id: str) -> Iterator[Path]:
+    """A run's own config.yaml, for a resume that needs nothing but the run's id."""
+    client = connect(tracking_uri)
+    with TemporaryDirectory() as folder:
+        yield download(client, run_id, "config.yaml", Path(folder))

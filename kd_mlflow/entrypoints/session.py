@@ -1,0 +1,68 @@
+"""What every command that touches data and the record needs, opened once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+
+from kd_mlflow.config import PlaceOptions
+from kd_mlflow.data.store import Store, prepare
+from kd_mlflow.entrypoints.terminal import Terminal
+from kd_mlflow.tracking.client import connect
+from kd_mlflow.training.device import Precision, resolve_device, resolve_precision
+
+
+def home() -> Path:
+    """The folder of prepared stores, checkpoints and caches: KD_MLFLOW_HOME, else one of the user's."""
+    chosen = os.environ.get("KD_MLFLOW_HOME")
+    path = Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("kd-mlflow"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open command: options, data, device and store of runs."""
+
+    config: Any
+    home: Path
+    client: Any
+    store: Store
+    device: torch.device
+    precision: Precision
+    terminal: Terminal
+
+    @classmethod
+    def open(cls, config: PlaceOptions, terminal: Terminal) -> Session:
+        """Check what can be checked at once, connect, and prepare the data."""
+        device = resolve_device(config.device)
+        precision = resolve_precision(getattr(config, "precision", "auto"), device)
+        place = home()
+        client = connect(config.tracking_uri)
+        store = prepare(config, place, terminal.preparing(f"Preparing {config.data}"))
+        counts = ", ".join(f"{len(index)} {split}" for split, index in store.splits.items())
+        terminal.say(f"Data {store.name}: {len(store.classes)} classes, {counts}, {store.image_size} px")
+        for warning in store.warnings:
+            terminal.warn(warning)
+        if store.bad:
+            terminal.warn(f"{len(store.bad)} files cannot be used, the first: {store.bad[0].path} ({store.bad[0].reason})")
+        return cls(config, place, client, store, device, precision, terminal)
+
+    @property
+    def experiment(self) -> str:
+        """The experiment for runs that do not inherit one."""
+        return self.config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kd-mlflow"
+
+    @property
+    def name(self) -> str:
+        """The stem of the names in the registry."""
+        return getattr(self.config, "name", "") or self.store.name
+
+    def checkpoints(self, run_id: str) -> Path:
+        """The folder of a run's checkpoints."""
+        return self.home / "checkpoints" / run_id

@@ -1,0 +1,69 @@
+"""Results as a person reads them on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table as Grid
+from rich.text import Text
+
+from kd_mlflow.entrypoints.distill import DistillResult
+
+
+def comparison(result: DistillResult) -> Grid:
+    """Teacher, control and student side by side."""
+    return _grid(result.table.header, result.table.rows, f"Run {result.run_id}")
+
+
+def one_network(result: dict[str, Any]) -> Grid:
+    """A network that was trained alone."""
+    network = result["network"]
+    rows = [[name, _number(value), _number(network["test"].get(name))] for name, value in network["val"].items()]
+    return _grid(["", "validation", "test"], rows, f"Run {result['run_id']}")
+
+
+def figures(result: dict[str, Any]) -> Grid:
+    """The figures of one evaluation."""
+    rows = [[name, _number(value)] for name, value in {**result["metrics"], **result["efficiency"]}.items()]
+    return _grid(["", result["split"]], rows, f"Run {result['run_id']}")
+
+
+def predictions(result: dict[str, Any]) -> Grid:
+    """A line an image."""
+    rows = [
+        [item["path"], ", ".join(f"{top['class']} {top['probability']:.3f}" for top in item["top"])]
+        for item in result["predictions"]
+    ]
+    rows += [[item["path"], f"not readable: {item['reason']}"] for item in result["unreadable"]]
+    return _grid(["image", "classes"], rows)
+
+
+def leaderboard(rows: list[dict[str, Any]]) -> Grid | str:
+    """A line a run."""
+    if not rows:
+        return "There are no runs of kd-mlflow in this store."
+    columns = ["run_id", "role", "status", "data", "architecture", "method", "val_accuracy", "test_accuracy",
+               "test_macro_f1", "parameters", "latency_ms", "start"]
+    cells = [[_number(row.get(name)) for name in columns] for row in rows]
+    return _grid([name.replace("_", " ") for name in columns], cells)
+
+
+def findings(result: dict[str, Any]) -> Grid:
+    """What works, what does not, and what to do."""
+    rows = [[item["state"], item["name"], item["found"], item["advice"]] for item in result["checks"]]
+    return _grid(["", "what", "found", "what to do"], rows)
+
+
+def _grid(header: list[str], rows: list[list[str]], title: str | None = None) -> Grid:
+    grid = Grid(title=title, title_justify="left")
+    for name in header:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*[Text(str(cell)) for cell in row])
+    return grid
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)

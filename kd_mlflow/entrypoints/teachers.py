@@ -1,0 +1,108 @@
+"""Finding the teacher that a distillation asked for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kd_mlflow.config import DistillConfig, recipe
+from kd_mlflow.entrypoints.evaluate import evaluate_network, find_network, network_of_run, same_classes
+from kd_mlflow.entrypoints.network import Network, load_network
+from kd_mlflow.entrypoints.record import view_of
+from kd_mlflow.entrypoints.registration import data_tags, model_tags
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.train import train_or_reuse
+from kd_mlflow.errors import InputError
+from kd_mlflow.models.artifact import save_model
+from kd_mlflow.models.classifier import ModelSpec
+from kd_mlflow.models.zoo import build, known, normalization_for
+from kd_mlflow.reports.data import RunView
+from kd_mlflow.tracking.registry import champion
+from kd_mlflow.tracking.runs import find_runs
+from kd_mlflow.training.checkpoint import file_sha256
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher at hand, with its figures on this data and the exact version it is."""
+
+    network: Network
+    view: RunView
+    uri: str
+
+
+def find_teacher(session: Session, config: DistillConfig, *, resume: str | None, fixed: str = "") -> Teacher:
+    """The teacher of ``--teacher``; ``fixed`` is the exact one that an earlier part of this run chose.
+
+    Raises
+    ------
+    InputError
+        There is no such teacher, or it was trained on other classes.
+    """
+    teacher = _find(session, config, fixed or config.teacher, resume)
+    return replace(teacher, view=replace(teacher.view, role="teacher"))
+
+
+def _find(session: Session, config: DistillConfig, asked: str, resume: str | None) -> Teacher:
+    if asked == "auto" or _is_architecture(asked):
+        if asked != "auto":
+            config = config.model_copy(update={"teacher_arch": asked})
+        return _champion(session, config) or _trained(session, config, resume)
+    path = Path(asked)
+    network = _from_weights(session, config, path) if path.is_file() else find_network(session, asked)
+    same_classes(session, network, asked)
+    return Teacher(network, _figures(session, network), asked)
+
+
+def _is_architecture(asked: str) -> bool:
+    """A name of the zoo or a factory, and nothing that exists under that name as a file or a run."""
+    taken = asked.startswith("models:/") or re.fullmatch(r"[0-9a-f]{32}", asked) or Path(asked).exists()
+    if taken:
+        return False
+    if not known(asked):
+        raise InputError(
+            f"--teacher {asked} is no registered model (models:/NAME@ALIAS), run id, folder, file or architecture."
+        )
+    return True
+
+
+def _champion(session: Session, config: DistillConfig) -> Teacher | None:
+    """The registered champion for this very data, size, classes and architecture."""
+    if not config.reuse:
+        return None
+    found = champion(session.client, f"{session.name}-teacher")
+    wanted = data_tags(session) | model_tags(recipe(config, "teacher", session.precision))
+    if found is None or any(found.tags.get(name) != value for name, value in wanted.items()):
+        return None
+    uri = f"models:/{found.name}/{found.version}"
+    session.terminal.say(f"Teacher: the champion {uri}")
+    network = find_network(session, uri)
+    return Teacher(network, _figures(session, network), uri)
+
+
+def _trained(session: Session, config: DistillConfig, resume: str | None) -> Teacher:
+    """A teacher trained now, or the finished run that was trained the same way."""
+    view = train_or_reuse(session, config, "teacher", resume=resume)
+    return Teacher(network_of_run(session, view.run_id), view, view.run_id)
+
+
+def _figures(session: Session, network: Network) -> RunView:
+    """The teacher's figures on this data: those of its own run if the store has it, else measured now."""
+    tags = {"kd.dataset_digest": session.store.digest, "kd.weights_digest": network.digest}
+    for run in find_runs(session.client, tags=tags, status="FINISHED"):
+        return view_of(session.client, run.run_id)
+    return evaluate_network(session, network, ("val", "test"), owner=False)
+
+
+def _from_weights(session: Session, config: DistillConfig, path: Path) -> Network:
+    """A weights file of the architecture ``--teacher-arch``, written out as a model folder."""
+    store = session.store
+    mean, std = normalization_for(config.normalization, config.teacher_arch, str(path), store.mean, store.std)
+    spec = ModelSpec(
+        architecture=config.teacher_arch, classes=store.classes, image_size=config.image_size, mean=mean, std=std,
+        stem=config.stem, dropout=config.dropout,
+    )
+    folder = session.home / "models" / f"file-{file_sha256(path)[:32]}"
+    save_model(folder, build(spec, str(path), seed=0), program=False)
+    return load_network(folder)

@@ -1,0 +1,93 @@
+"""`teacher` and `student`: one network trained with labels, recorded and registered."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kd_mlflow.config import Options, Role, StudentConfig, TeacherConfig, recipe
+from kd_mlflow.entrypoints.fingerprint import fingerprint
+from kd_mlflow.entrypoints.network import train_network
+from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, summary, view_of
+from kd_mlflow.entrypoints.registration import Registered, register_network
+from kd_mlflow.entrypoints.runs import open_run
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.terminal import Terminal
+from kd_mlflow.reports.data import RunView
+from kd_mlflow.tracking.runs import find_runs
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `teacher` and `student` give back; ``network`` as in :func:`summary`."""
+
+    run_id: str
+    network: dict[str, Any]
+    registered: Registered | None
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object."""
+        return asdict(self)
+
+
+def train_teacher(
+    config: TeacherConfig, *, resume: str | None = None, terminal: Terminal | None = None
+) -> TrainResult:
+    """Train a teacher, record it in MLflow and register it as NAME-teacher.
+
+    >>> from kd_mlflow.config import TeacherConfig
+    >>> train_teacher(TeacherConfig(data="photos/", teacher_weights="imagenet"))   # doctest: +SKIP
+    """
+    session = Session.open(config, terminal or Terminal(quiet=True))
+    view, registered = train_role(session, config, "teacher", resume=resume, owner=True)
+    return TrainResult(view.run_id, summary(view), registered)
+
+
+def train_student(
+    config: StudentConfig, *, resume: str | None = None, terminal: Terminal | None = None
+) -> TrainResult:
+    """Train a student with labels only: the control that a distilled student is held against.
+
+    >>> from kd_mlflow.config import StudentConfig
+    >>> train_student(StudentConfig(data="photos/", student="mobilenet_v2"))   # doctest: +SKIP
+    """
+    session = Session.open(config, terminal or Terminal(quiet=True))
+    view, _ = train_role(session, config, "control", resume=resume, owner=True)
+    return TrainResult(view.run_id, summary(view), None)
+
+
+def train_role(
+    session: Session, config: Options, role: Role, *, resume: str | None, owner: bool
+) -> tuple[RunView, Registered | None]:
+    """Train a teacher or a control as a run of its own."""
+    own = _narrow(config, role)
+    plan = recipe(own, role, session.precision)
+    key = ("kd.fingerprint", fingerprint(plan, session.store.digest))
+    name = f"{role} {plan.architecture}"
+    with open_run(session, role, key, resume=resume, owner=owner, name=name) as writer:
+        record_setup(session, writer, own)
+        trained = train_network(session, plan, writer)
+        record_network(session, writer, plan, trained)
+        view = view_of(session.client, writer.run_id)
+        record_report(session, writer, own, [view], trained.verdict.test, [])
+        registered = None
+        if role == "teacher" and own.register_model:
+            registered = register_network(session, trained, plan)
+    return view, registered
+
+
+def train_or_reuse(session: Session, config: Options, role: Role, *, resume: str | None) -> RunView:
+    """The finished run of the same fingerprint, or one that is trained now."""
+    plan = recipe(_narrow(config, role), role, session.precision)
+    if config.reuse:
+        tags = {"kd.fingerprint": fingerprint(plan, session.store.digest)}
+        for run in find_runs(session.client, tags=tags, role=role, status="FINISHED"):
+            session.terminal.say(f"Reusing the finished {role} of run {run.run_id}")
+            return view_of(session.client, run.run_id)
+    return train_role(session, config, role, resume=resume, owner=False)[0]
+
+
+def _narrow(config: Options, role: Role) -> Options:
+    """The options of the command that trains this role alone."""
+    model = TeacherConfig if role == "teacher" else StudentConfig
+    return model(**{name: getattr(config, name) for name in model.model_fields})

@@ -1,0 +1,125 @@
+"""From the fields of config.py's models to click options: the one mechanism, for every command."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from kd_mlflow.config import COMMANDS, Options, preset_names, resolve
+
+
+def config_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a click command every option of its model, and ``--preset`` and ``--config``."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        model = COMMANDS[command]
+        for name, field in reversed(model.model_fields.items()):
+            for made in _click_options(name, field):
+                function = made(function)
+        function = click.option("--config", "config_file", type=str, callback=_empty_is_none,
+                                help="A YAML file of options, such as a run's config.yaml.")(function)
+        return click.option("--preset", type=_Known(preset_names()), callback=_empty_is_none,
+                            help="A set of options that comes with the package.")(function)
+
+    return decorate
+
+
+def config_from(command: str, values: dict[str, Any], file: Path | None = None) -> Options:
+    """The resolved model of a command from what click parsed; options not given are left to the model."""
+    model = COMMANDS[command]
+    given = {}
+    for name in model.model_fields:
+        if values.get(name) is not None:
+            given[name] = values[name]
+        if values.get(f"no_{name}") is not None:
+            given[name] = not values[f"no_{name}"]
+    chosen = Path(values["config_file"]) if values.get("config_file") else file
+    return resolve(model, given, values.get("preset"), chosen)
+
+
+def _click_options(name: str, field: FieldInfo) -> list[Callable[..., Any]]:
+    flag, kind = "--" + name.replace("_", "-"), _plain_type(field.annotation)
+    text = field.description or ""
+    shown = _shown_default(field.default)
+    if kind is bool:
+        yes = click.option(flag, name, type=_Truth(), is_flag=False, flag_value="true", default=None,
+                           callback=_empty_is_none, metavar="[BOOL]", help=f"{text} [default: {shown}]")
+        no = click.option(f"--no-{flag[2:]}", f"no_{name}", type=_Truth(), is_flag=False, flag_value="true",
+                          default=None, callback=_empty_is_none, metavar="[BOOL]", hidden=True)
+        return [yes, no]
+    help_text = text if shown == "" else f"{text} [default: {shown}]"
+    return [click.option(flag, name, type=_click_type(kind), default=None, callback=_empty_is_none, help=help_text)]
+
+
+def _shown_default(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    return "" if value is None else str(value)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type without its None."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _click_type(kind: Any) -> click.ParamType:
+    if get_origin(kind) is Literal:
+        return _Known([str(value) for value in get_args(kind)])
+    if get_origin(kind) is tuple:
+        return _Integers()
+    return {int: _Number(click.INT), float: _Number(click.FLOAT)}.get(kind, click.STRING)
+
+
+def _empty_is_none(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """MLproject hands over an empty string for what was not given."""
+    return None if value == "" else value
+
+
+class _Known(click.Choice):
+    """A choice that lets the empty string pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "" else super().convert(value, param, ctx)
+
+
+class _Number(click.ParamType):
+    """A number, or the empty string."""
+
+    def __init__(self, inner: click.ParamType) -> None:
+        self.inner = inner
+        self.name = inner.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "" else self.inner.convert(value, param, ctx)
+
+
+class _Truth(click.ParamType):
+    """true or false, or the empty string."""
+
+    name = "boolean"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "" else click.BOOL.convert(value, param, ctx)
+
+
+class _Integers(click.ParamType):
+    """Whole numbers with commas between."""
+
+    name = "integers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "" or isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 30,60,80.", param, ctx)

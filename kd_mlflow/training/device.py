@@ -1,0 +1,49 @@
+"""Where and in which precision the arithmetic is done."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from kd_mlflow.errors import InputError
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` stands for.
+
+    Raises
+    ------
+    InputError
+        The device that was named is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"There is no device {name}: PyTorch sees {count} CUDA devices; try --device auto.")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("There is no Metal device on this machine; try --device auto.")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """``auto`` is bfloat16 on CUDA devices that have it, float32 elsewhere."""
+    if name != "auto":
+        return name  # type: ignore[return-value]
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """The context in which forward passes run."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

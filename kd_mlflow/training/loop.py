@@ -1,0 +1,229 @@
+"""The training loop, one for every role."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd_mlflow.config import Recipe
+from kd_mlflow.data.batch import Batch
+from kd_mlflow.distillers.base import Distiller, Progress, Step, TeacherSource
+from kd_mlflow.errors import GuardError
+from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.models.taps import Tapped
+from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow
+from kd_mlflow.training.device import autocast
+from kd_mlflow.training.evaluation import epoch_scores, predict_logits
+from kd_mlflow.training.observer import Observer
+from kd_mlflow.training.optimizer import rate_factor, set_rate
+from kd_mlflow.training.state import TrainingState
+
+log = logging.getLogger(__name__)
+
+# On a GPU the loss is looked at once in so many steps, since each look waits for the device.
+GUARD_WINDOW = 25
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained, on what.
+
+    Attributes
+    ----------
+    training_batches:
+        The batches of an epoch (from 1).
+    validation_batches:
+        The validation split, in order.
+    """
+
+    recipe: Recipe
+    student: Classifier
+    distiller: Distiller
+    teachers: Sequence[TeacherSource]
+    training_batches: Callable[[int], Iterator[Batch]]
+    validation_batches: Callable[[], Iterator[Batch]]
+    steps_per_epoch: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training left.
+
+    Attributes
+    ----------
+    best:
+        The student with the weights of the best validation epoch (ties: lower validation loss).
+    last:
+        The state dict of the last epoch, on the CPU.
+    """
+
+    best: Classifier
+    last: dict[str, Tensor]
+    best_epoch: int
+    history: tuple[EpochRow, ...]
+
+    @property
+    def seconds_per_batch(self) -> float:
+        """The median over epochs of the mean seconds a step, loader included."""
+        rows = self.history[1:] or self.history
+        return statistics.median(row.metrics["train/seconds_per_batch"] for row in rows)
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds in training steps, loader included, over all epochs."""
+        return sum(row.metrics["train/seconds"] for row in self.history)
+
+
+def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
+    """Train from the newest checkpoint in the folder, or from the start, to the last epoch.
+
+    Every random draw is a function of (seed, epoch, sample), so that a training which was cut off and
+    taken up again ends in the same weights as one that was not.
+
+    Raises
+    ------
+    GuardError
+        The loss is not finite.
+    """
+    student = task.distiller.training_student(task.student).to(task.device)
+    distiller = task.distiller.to(task.device)
+    state = TrainingState.fresh(task.recipe, student, distiller, task.device)
+    found = checkpoints.load()
+    if found is not None:
+        state.restore(*found)
+        log.info("Taken up after epoch %d of %d.", state.meta.epoch, task.recipe.epochs)
+    observer.on_start(task.recipe.epochs, state.meta.epoch)
+    for row in state.meta.history:
+        observer.on_epoch(row)
+    tapped = Tapped(student, distiller.needs)
+    while not state.meta.finished:
+        _epoch(task, state, tapped, checkpoints, observer)
+    observer.on_end(state.meta.best_epoch)
+    last = {name: value.detach().cpu().clone() for name, value in state.judged.state_dict().items()}
+    best = state.judged
+    best.load_state_dict(checkpoints.best(state.meta))
+    return Fit(distiller.deployed_student(best), last, state.meta.best_epoch, tuple(state.meta.history))
+
+
+def _epoch(
+    task: Task, state: TrainingState, tapped: Tapped, checkpoints: CheckpointFolder, observer: Observer
+) -> None:
+    """One pass over the training split, validation, checkpoint."""
+    meta, recipe = state.meta, task.recipe
+    epoch = meta.epoch + 1
+    # Dropout draws from the global generator: seeded by epoch, a resumed epoch draws the same.
+    torch.manual_seed(recipe.seed * 1_000_003 + epoch)
+    metrics = _pass(task, state, tapped, epoch, observer)
+    logits, labels, _ = predict_logits(state.judged, task.validation_batches(), task.device, recipe.precision)
+    metrics |= {f"val/{name}": value for name, value in epoch_scores(logits, labels).items()}
+    meta.epoch = epoch
+    meta.history.append(EpochRow(epoch, time.time_ns() // 1_000_000, metrics))
+    is_best = meta.best_epoch == 0 or _rank(metrics) > _rank(meta.history[meta.best_epoch - 1].metrics)
+    if is_best:
+        meta.best_epoch = epoch
+    meta.finished = epoch >= recipe.epochs or bool(recipe.patience and epoch - meta.best_epoch >= recipe.patience)
+    # The checkpoint comes before the report: what was reported is never taken back by a resume.
+    best = {k: v.detach().cpu().clone() for k, v in state.judged.state_dict().items()} if is_best else None
+    observer.on_checkpoint(checkpoints.save(state.tensors(), best, meta))
+    observer.on_epoch(meta.history[-1])
+
+
+def _pass(task: Task, state: TrainingState, tapped: Tapped, epoch: int, observer: Observer) -> dict[str, float]:
+    """All steps of an epoch; sums stay on the device and are read once, at its end."""
+    state.student.train()
+    state.distiller.train()
+    guard = _FiniteGuard(1 if task.device.type == "cpu" else GUARD_WINDOW)
+    sums: dict[str, Tensor] = {}
+    seen, started, rate = 0, time.perf_counter(), 0.0
+    for number, batch in enumerate(task.training_batches(epoch)):
+        progress = Progress(epoch, task.recipe.epochs, (epoch - 1) * task.steps_per_epoch + number,
+                            task.steps_per_epoch)
+        rate = task.recipe.learning_rate * rate_factor(task.recipe, progress.step, task.steps_per_epoch)
+        set_rate(state.optimizer, rate)
+        batch = task.distiller.transform_batch(batch, progress)
+        step = _step(task, state, tapped, batch, progress)
+        loss = sum(step.losses.values()).detach()
+        guard.watch(loss, batch, progress)
+        correct = (step.logits.argmax(dim=1) == batch.labels).sum()
+        for name, value in {"loss": loss, **step.terms}.items():
+            sums[name] = sums.get(name, 0.0) + value * len(batch.labels)
+        sums["accuracy"] = sums.get("accuracy", 0) + correct
+        seen += len(batch.labels)
+        observer.on_step(epoch, number + 1, task.steps_per_epoch)
+    guard.check()
+    means = {f"train/{name}": float(value) / seen for name, value in sums.items()}
+    elapsed = time.perf_counter() - started
+    return means | {
+        "train/learning_rate": rate,
+        "train/seconds": elapsed,
+        "train/images_per_s": seen / elapsed,
+        "train/seconds_per_batch": elapsed / task.steps_per_epoch,
+    }
+
+
+def _step(task: Task, state: TrainingState, tapped: Tapped, batch: Batch, progress: Progress) -> Step:
+    """Forward, backward, update."""
+    with autocast(task.device, task.recipe.precision):
+        step = state.distiller.step(batch, tapped, task.teachers, progress)
+    state.optimizer.zero_grad(set_to_none=True)
+    sum(step.losses.values()).backward()
+    if task.recipe.gradient_clip:
+        torch.nn.utils.clip_grad_norm_(
+            [p for group in state.optimizer.param_groups for p in group["params"]], task.recipe.gradient_clip
+        )
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update_parameters(state.student)
+    return step
+
+
+def _rank(metrics: dict[str, float]) -> tuple[float, float]:
+    return metrics["val/accuracy"], -metrics["val/loss"]
+
+
+class _FiniteGuard:
+    """Notices a loss that is not finite, without making every step wait for the device."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.pending: list[tuple[Tensor, Tensor, Progress]] = []
+
+    def watch(self, loss: Tensor, batch: Batch, progress: Progress) -> None:
+        self.pending.append((loss, batch.index, progress))
+        if len(self.pending) >= self.window:
+            self.check()
+
+    def check(self) -> None:
+        if not self.pending:
+            return
+        finite = torch.isfinite(torch.stack([loss for loss, _, _ in self.pending])).tolist()
+        for good, (loss, index, progress) in zip(finite, self.pending, strict=True):
+            if not good:
+                raise NonFiniteLoss(float(loss), progress, index.tolist())
+        self.pending.clear()
+
+
+class NonFiniteLoss(GuardError):
+    """The loss became infinite or not a number.
+
+    Attributes
+    ----------
+    samples:
+        Places in the manifest of the batch at which it happened.
+    """
+
+    def __init__(self, loss: float, progress: Progress, samples: list[int]) -> None:
+        self.samples = samples
+        self.epoch = progress.epoch
+        self.step = progress.step
+        super().__init__(
+            f"The loss became {loss} in epoch {progress.epoch}, step {progress.step}; the samples of that batch "
+            "are in the run. Lower --learning-rate, or set --gradient-clip 1."
+        )

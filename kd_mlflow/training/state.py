@@ -1,0 +1,79 @@
+"""Everything that changes while a network trains, and its way into a checkpoint and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kd_mlflow.config import Recipe
+from kd_mlflow.distillers.base import Distiller
+from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.training.checkpoint import Meta
+from kd_mlflow.training.optimizer import build_optimizer
+
+
+@dataclass
+class TrainingState:
+    """Networks, optimiser and what is known so far."""
+
+    student: Classifier
+    distiller: Distiller
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    meta: Meta = field(default_factory=Meta)
+
+    @classmethod
+    def fresh(cls, recipe: Recipe, student: Classifier, distiller: Distiller, device: torch.device) -> TrainingState:
+        """The state before the first step."""
+        average = None
+        if recipe.ema:
+            average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        return cls(student, distiller, build_optimizer(recipe, student, distiller.extra_parameters(), device), average)
+
+    @property
+    def judged(self) -> Classifier:
+        """The network that is evaluated and kept: the average if there is one."""
+        return self.average.module if self.average is not None else self.student
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold, by name, as copies on the CPU that share no memory."""
+        parts = {f"{prefix}.{name}": value for prefix, module in self._modules() for name, value in _state(module)}
+        for name, parameter in self._parameters().items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                parts[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+        return {name: value.detach().cpu().clone().contiguous() for name, value in parts.items()}
+
+    def restore(self, tensors: dict[str, Tensor], meta: Meta) -> None:
+        """Put back what :meth:`tensors` gave."""
+        for prefix, module in self._modules():
+            own = {n.removeprefix(f"{prefix}."): v for n, v in tensors.items() if n.startswith(f"{prefix}.")}
+            module.load_state_dict(own)
+        for name, parameter in self._parameters().items():
+            state = {}
+            for full, value in tensors.items():
+                if full.startswith("optimizer.") and full.endswith(f".{name}"):
+                    key = full.removeprefix("optimizer.").removesuffix(f".{name}")
+                    if "." not in key:
+                        # Adam keeps its step count as a float32 scalar; moments live beside the parameter.
+                        state[key] = value.to(parameter.device) if value.dim() or self._fused() else value
+            if state:
+                self.optimizer.state[parameter] = state
+        self.meta = meta
+
+    def _fused(self) -> bool:
+        return bool(self.optimizer.param_groups[0].get("fused"))
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        modules: list[tuple[str, nn.Module]] = [("student", self.student), ("distiller", self.distiller)]
+        return [*modules, ("average", self.average)] if self.average is not None else modules
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        named = {f"student/{name}": parameter for name, parameter in self.student.named_parameters()}
+        return named | {f"distiller/{name}": parameter for name, parameter in self.distiller.named_parameters()}
+
+
+def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return list(module.state_dict().items())
