@@ -14,35 +14,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import rich_click as click
 
 from kd_mlflow import __version__
-from kd_mlflow.config import COMMANDS
 from kd_mlflow.errors import InputError, KdMlflowError
-from kd_mlflow.options import config_from, config_options
 
 if TYPE_CHECKING:
     from kd_mlflow.entrypoints.terminal import Terminal
 
-click.rich_click.SHOW_METAVARS_COLUMN = True
-click.rich_click.APPEND_METAVARS_HELP = False
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
     # `mlflow run -P image_size=64` hands the name over as it was typed.
-    "token_normalize_func": lambda name: name.replace("_", "-") if name.startswith("-") else name,
+    "token_normalize_func": lambda name: name.replace("_", "-"),
 }
-
-
-def _panels(command: str) -> None:
-    """List a command's options under the panels that config.py names."""
-    panels: dict[str, list[str]] = {}
-    for name, field in COMMANDS[command].model_fields.items():
-        panels.setdefault(field.json_schema_extra["panel"], []).append("--" + name.replace("_", "-"))
-    order = ["Data", "Models", "Distillation", "Training", "Augmentation", "Run"]
-    groups = [{"name": "Options", "options": ["--preset", "--config", "--resume", "--json", "--help"]}]
-    groups += [{"name": name, "options": panels[name]} for name in order if name in panels]
-    click.rich_click.OPTION_GROUPS[f"*{command}"] = groups
-
-
-for _command in COMMANDS:
-    _panels(_command)
 
 
 @click.group(context_settings=SETTINGS)
@@ -53,28 +34,36 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else there.")
+class _ConfigCommand(click.RichCommand):
+    """Takes its options from config.py, and that only when it is called, so that --help stays quick."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from kd_mlflow.options import model_options
+
+        return [*model_options(self.name or ""), *super().get_params(ctx)]
+
+
+_config_command = cli.command(cls=_ConfigCommand)
+_json = click.option("--json", "as_json", is_flag=True, panel="Options", help="Print one JSON object on stdout and nothing else there.")
 _resume = click.option(
-    "--resume", type=str, is_flag=False, flag_value="newest", default=None, metavar="[RUN_ID]",
+    "--resume", type=str, is_flag=False, flag_value="newest", default=None, metavar="[RUN_ID]", panel="Options",
     help="Go on with the newest unfinished run of the same options, or with this one.",
 )
 _tracking = click.option("--tracking-uri", default="", help="MLflow tracking URI.")
 
 
-@cli.command()
-@config_options("prepare")
+@_config_command
 @_json
 def prepare(as_json: bool, **values: Any) -> None:
     """Decode the images once into a store that trainings map into memory."""
-    config = config_from("prepare", values)
+    config = _config("prepare", values)
     from kd_mlflow.entrypoints.prepare import describe, prepare_data
 
     result = prepare_data(config, _terminal())
     _print(result, as_json, describe)
 
 
-@cli.command()
-@config_options("teacher")
+@_config_command
 @_resume
 @_json
 def teacher(as_json: bool, resume: str | None, **values: Any) -> None:
@@ -87,8 +76,7 @@ def teacher(as_json: bool, resume: str | None, **values: Any) -> None:
     _print(result.to_json(), as_json, one_network)
 
 
-@cli.command()
-@config_options("student")
+@_config_command
 @_resume
 @_json
 def student(as_json: bool, resume: str | None, **values: Any) -> None:
@@ -101,8 +89,7 @@ def student(as_json: bool, resume: str | None, **values: Any) -> None:
     _print(result.to_json(), as_json, one_network)
 
 
-@cli.command()
-@config_options("distill")
+@_config_command
 @_resume
 @_json
 def distill(as_json: bool, resume: str | None, **values: Any) -> None:
@@ -115,12 +102,11 @@ def distill(as_json: bool, resume: str | None, **values: Any) -> None:
     _print(result.to_json(), as_json, lambda _: comparison(result))
 
 
-@cli.command()
-@config_options("evaluate")
+@_config_command
 @_json
 def evaluate(as_json: bool, **values: Any) -> None:
     """Measure an existing model on a split, in a run of its own."""
-    config = config_from("evaluate", values)
+    config = _config("evaluate", values)
     from kd_mlflow.entrypoints.evaluate import evaluate as run
     from kd_mlflow.entrypoints.show import figures
 
@@ -208,16 +194,22 @@ def doctor(data: str, tracking_uri: str, as_json: bool) -> None:
         sys.exit(1)
 
 
+def _config(command: str, values: dict[str, Any], file: Path | None = None) -> Any:
+    from kd_mlflow.options import config_from
+
+    return config_from(command, values, file)
+
+
 def _resumable(command: str, values: dict[str, Any], resume: str | None) -> tuple[Any, str | None]:
     """The options; those of the run itself when a run id is given."""
     if resume in (None, "", "false"):
-        return config_from(command, values), None
+        return _config(command, values), None
     if resume in ("newest", "true"):
-        return config_from(command, values), "newest"
+        return _config(command, values), "newest"
     from kd_mlflow.entrypoints.runs import config_of_run
 
     with config_of_run(values.get("tracking_uri") or "", resume) as file:
-        return config_from(command, values, file), resume
+        return _config(command, values, file), resume
 
 
 def _terminal() -> Terminal:

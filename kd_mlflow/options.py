@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import click
+import rich_click as click
 from pydantic.fields import FieldInfo
 
 from kd_mlflow.config import COMMANDS, Options, preset_names, resolve
 
+PANELS = ["Options", "Data", "Models", "Distillation", "Training", "Augmentation", "Run"]
 
-def config_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a click command every option of its model, and ``--preset`` and ``--config``."""
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        model = COMMANDS[command]
-        for name, field in reversed(model.model_fields.items()):
-            for made in _click_options(name, field):
-                function = made(function)
-        function = click.option("--config", "config_file", type=str, callback=_empty_is_none,
-                                help="A YAML file of options, such as a run's config.yaml.")(function)
-        return click.option("--preset", type=_Known(preset_names()), callback=_empty_is_none,
-                            help="A set of options that comes with the package.")(function)
+@lru_cache
+def model_options(command: str) -> tuple[click.Option, ...]:
+    """``--preset``, ``--config`` and an option for every field of the command's model."""
+    fields = COMMANDS[command].model_fields
+    made = [option for name, field in fields.items() for option in _click_options(name, field)]
+    return (*_preset_options(), *sorted(made, key=lambda option: PANELS.index(option.panel)))
 
-    return decorate
+
+def _preset_options() -> list[click.Option]:
+    return [
+        click.RichOption(["--preset"], type=_Known(preset_names()), callback=_empty_is_none, panel="Options",
+                         help="A set of options that comes with the package."),
+        click.RichOption(["--config", "config_file"], type=str, callback=_empty_is_none, panel="Options",
+                         help="A YAML file of options, such as a run's config.yaml."),
+    ]
 
 
 def config_from(command: str, values: dict[str, Any], file: Path | None = None) -> Options:
@@ -42,18 +45,17 @@ def config_from(command: str, values: dict[str, Any], file: Path | None = None) 
     return resolve(model, given, values.get("preset"), chosen)
 
 
-def _click_options(name: str, field: FieldInfo) -> list[Callable[..., Any]]:
-    flag, kind = "--" + name.replace("_", "-"), _plain_type(field.annotation)
-    text = field.description or ""
+def _click_options(name: str, field: FieldInfo) -> list[click.Option]:
+    flag, kind, panel = "--" + name.replace("_", "-"), _plain_type(field.annotation), field.json_schema_extra["panel"]
     shown = _shown_default(field.default)
-    if kind is bool:
-        yes = click.option(flag, name, type=_Truth(), is_flag=False, flag_value="true", default=None,
-                           callback=_empty_is_none, metavar="[BOOL]", help=f"{text} [default: {shown}]")
-        no = click.option(f"--no-{flag[2:]}", f"no_{name}", type=_Truth(), is_flag=False, flag_value="true",
-                          default=None, callback=_empty_is_none, metavar="[BOOL]", hidden=True)
-        return [yes, no]
-    help_text = text if shown == "" else f"{text} [default: {shown}]"
-    return [click.option(flag, name, type=_click_type(kind), default=None, callback=_empty_is_none, help=help_text)]
+    text = f"{field.description} [default: {shown}]" if shown else field.description
+    if kind is not bool:
+        return [click.RichOption([flag, name], type=_click_type(kind), callback=_empty_is_none, help=text, panel=panel)]
+    truth = {"type": _Truth(), "is_flag": False, "flag_value": "true", "callback": _empty_is_none, "metavar": "[BOOL]"}
+    return [
+        click.RichOption([flag, name], help=text, panel=panel, **truth),
+        click.RichOption([f"--no-{flag[2:]}", f"no_{name}"], hidden=True, panel=panel, **truth),
+    ]
 
 
 def _shown_default(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich_click import RichContext as Context
 
 from kd_mlflow.cli import cli
 from kd_mlflow.config import COMMANDS
@@ -41,7 +42,8 @@ def test_every_entry_point_is_the_command_of_its_name_with_its_options(entry):
     command = "distill" if entry == "main" else entry
     words = point["command"].split()
     assert words[:4] == ["python", "-m", "kd_mlflow", command]
-    options = {option for parameter in cli.commands[command].params for option in parameter.opts}
+    known = cli.commands[command]
+    options = {option for parameter in known.get_params(Context(known)) for option in parameter.opts}
     for name, parameter in point["parameters"].items():
         assert f"{{{name}}}" in words, "a placeholder must stand alone and unquoted"
         if f"--{name}" in words:

@@ -44,13 +44,14 @@ class TarSource:
                 # A name that comes twice means the later one, as it does to tar.
                 latest[name] = Entry(name, member.size, problem, member.offset_data)
         self._arrangement = arrange(latest.values(), folders, f"The archive {str(path)!r}")
+        self.warnings = self._arrangement.warnings
 
     def stamp(self) -> str:
         """A hash of the archive's path, size and times."""
         return self._stamp
 
     def arrangement(self) -> Arrangement:
-        """Items, classes and warnings."""
+        """Items and classes."""
         return self._arrangement
 
     def read(self, place: int) -> bytes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import logging
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,6 @@ from kd_mlflow.errors import InputError
 CATALOG = ("digits", "cifar10", "cifar100", "fashionmnist", "imagenette")
 _ARRAYS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashionmnist": datasets.FashionMNIST}
 
-logger = logging.getLogger(__name__)
-
 
 class CatalogSource:
     """A data set by name; downloaded when it is first read, never again.
@@ -34,6 +33,7 @@ class CatalogSource:
     def __init__(self, name: str, downloads: Path) -> None:
         self.name = name
         self.downloads = downloads
+        self.warnings: tuple[str, ...] = ()
         self.held_out = 0.2 if name == "digits" else 0.1
 
     def stamp(self) -> str:
@@ -41,7 +41,7 @@ class CatalogSource:
         return hashlib.sha256(f"catalog:{self.name}".encode()).hexdigest()
 
     def arrangement(self) -> Arrangement:
-        """Items, classes and warnings, after a download if need be."""
+        """Items and classes, after a download if need be."""
         return self._loaded[0]
 
     def read(self, place: int) -> bytes | np.ndarray:
@@ -99,16 +99,17 @@ def _numbered(
 
 def _imagenette(downloads: Path) -> Arrangement:
     """fast.ai's folders, named by WordNet ids; what they call ``val`` is the part kept for testing."""
-    known = datasets.Imagenette(str(downloads), split="train", size="320px", download=not _imagenette_root(downloads).is_dir())
-    source = FolderSource(_imagenette_root(downloads), "imagenette")
-    readable = {ident: names[0] for ident, names in known._WNID_TO_CLASS.items()}
+    root = downloads / "imagenette2-320"
+    if not root.is_dir():
+        # Unpacked beside and renamed: an interrupted download must not look like a whole data set.
+        with tempfile.TemporaryDirectory(dir=downloads, prefix=".imagenette-") as beside:
+            datasets.Imagenette(beside, size="320px", download=True)
+            os.replace(Path(beside) / root.name, root)
+    known = datasets.Imagenette(str(downloads), size="320px")
+    readable = {ident: names[0] for ident, names in zip(known.wnids, known.classes, strict=True)}
     items = [
-        Item(item.entry._replace(path=str(source.root / item.entry.path)), item.path, readable[item.label],
+        Item(item.entry._replace(path=str(root / item.entry.path)), item.path, readable[item.label],
              "test" if item.split == "val" else item.split)
-        for item in source.arrangement().items
+        for item in FolderSource(root).arrangement().items
     ]  # fmt: skip
-    return Arrangement(items, tuple(sorted(readable[name] for name in source.arrangement().classes)), ())
-
-
-def _imagenette_root(downloads: Path) -> Path:
-    return downloads / "imagenette2-320"
+    return Arrangement(items, tuple(sorted(readable.values())), ())

@@ -40,13 +40,14 @@ class FolderSource:
         marks.update(repr(sorted(folders)).encode())
         self._stamp = marks.hexdigest()
         self._arrangement = arrange(entries, folders, f"The folder {str(root)!r}")
+        self.warnings = self._arrangement.warnings
 
     def stamp(self) -> str:
         """A hash of all paths, sizes and times."""
         return self._stamp
 
     def arrangement(self) -> Arrangement:
-        """Items, classes and warnings."""
+        """Items and classes."""
         return self._arrangement
 
     def read(self, place: int) -> bytes:

@@ -85,10 +85,11 @@ def decode(data: bytes, side: int) -> Decoded:
                 raise BadImage(_too_many_pixels(f"{width} x {height} pixels"))
             # A JPEG is decoded at 1/2, 1/4 or 1/8 where that still leaves twice the pixels needed.
             image.draft(None, (2 * side, 2 * side))
-            square = _to_rgb(_upright(image))
-            if image.getexif().get(0x0112) in (5, 6, 7, 8):
+            image.load()
+            turned = _upright(image)
+            if (turned.width > turned.height) != (image.width > image.height):
                 width, height = height, width
-            return Decoded(_centre_square(square, side), width, height)
+            return Decoded(_centre_square(_to_rgb(turned), side), width, height)
     except (BadImage, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -106,7 +107,6 @@ def from_array(pixels: np.ndarray, side: int) -> Decoded:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data says nothing about the pixels

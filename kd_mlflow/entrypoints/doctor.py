@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from kd_mlflow import __version__
+from kd_mlflow.config import PrepareConfig
 from kd_mlflow.data.sources import find_source
 from kd_mlflow.entrypoints.session import home
 from kd_mlflow.errors import KdMlflowError
@@ -97,4 +98,5 @@ def _disk() -> Finding:
 
 
 def _data(data: str) -> Finding:
-    return Finding("data", "ok", find_source(data, home()))
+    source = find_source(PrepareConfig(data=data), home())
+    return Finding("data", "ok", f"{source.name}")

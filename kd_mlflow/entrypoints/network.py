@@ -69,6 +69,7 @@ def train_network(
     folder = CheckpointFolder(session.checkpoints(writer.run_id))
     task = _task(session, recipe, _build(session, recipe), teachers)
     observer = Several([_Recorder(writer), session.terminal.training(recipe.role)])
+    writer.start_system_metrics()
     try:
         with ResourceMeter(session.device) as meter:
             epochs_done, fitted = _fit_counted(task, folder, observer)
@@ -78,6 +79,8 @@ def train_network(
             "non_finite_loss.json", {"epoch": stop.epoch, "step": stop.step, "samples": stop.samples, "paths": paths}
         )
         raise
+    finally:
+        writer.stop_system_metrics()
     verdict = judge(session, fitted.best, recipe, teachers[0].model if teachers else None)
     save_model(folder.path / "model", fitted.best, run_id=writer.run_id)
     last = _build(session, recipe)

@@ -43,7 +43,7 @@ def leaderboard(rows: list[dict[str, Any]]) -> Grid | str:
     if not rows:
         return "There are no runs of kd-mlflow in this store."
     columns = ["run_id", "role", "status", "data", "architecture", "method", "val_accuracy", "test_accuracy",
-               "test_macro_f1", "parameters", "latency_ms", "start"]
+               "test_macro_f1", "parameters", "latency_ms_b1_median", "start"]
     cells = [[_number(row.get(name)) for name in columns] for row in rows]
     return _grid([name.replace("_", " ") for name in columns], cells)
 

@@ -120,7 +120,7 @@ def _epoch(
     epoch = meta.epoch + 1
     # Dropout draws from the global generator: seeded by epoch, a resumed epoch draws the same.
     torch.manual_seed(recipe.seed * 1_000_003 + epoch)
-    metrics = _pass(task, state, tapped, epoch, observer)
+    metrics = train_epoch(task, state, tapped, epoch, observer)
     logits, labels, _ = predict_logits(state.judged, task.validation_batches(), task.device, recipe.precision)
     metrics |= {f"val/{name}": value for name, value in epoch_scores(logits, labels).items()}
     meta.epoch = epoch
@@ -135,7 +135,9 @@ def _epoch(
     observer.on_epoch(meta.history[-1])
 
 
-def _pass(task: Task, state: TrainingState, tapped: Tapped, epoch: int, observer: Observer) -> dict[str, float]:
+def train_epoch(
+    task: Task, state: TrainingState, tapped: Tapped, epoch: int, observer: Observer
+) -> dict[str, float]:
     """All steps of an epoch; sums stay on the device and are read once, at its end."""
     state.student.train()
     state.distiller.train()

@@ -1,0 +1,276 @@
+"""Decode every image of a source once and write the files of a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from kd_mlflow.data import manifest
+from kd_mlflow.data.images import BadImage, Decoded, decode, from_array
+from kd_mlflow.data.layout import SPLITS, BadFile, Item
+from kd_mlflow.data.manifest import Meta
+from kd_mlflow.data.sources import Source, content_digest
+from kd_mlflow.data.splits import TRAIN, UNSAID, Rows, assign, check, needs_cut
+from kd_mlflow.errors import InputError
+
+Progress = Callable[[int, int], None]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A source whose files have all been read once.
+
+    Attributes
+    ----------
+    digests:
+        ``[files, 32]``, uint8; zeros where a file could not be read.
+    key:
+        Names the store: a hash over content, classes, splits and size.
+    """
+
+    digests: np.ndarray
+    key: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One decoded image with the sum and the sum of squares of each channel ``[2, 3]``."""
+
+    image: Decoded
+    moments: np.ndarray
+
+
+def side_of(image_size: int) -> int:
+    """Side of the stored square: an eighth more than the network sees, rounded up, for crops to move in."""
+    return -(-image_size * 8 // 7)
+
+
+def survey(source: Source, image_size: int, split_seed: int) -> Survey:
+    """Hash every file, so that the same content finds the same store wherever it lies."""
+    items = source.arrangement().items
+    digests = np.zeros((len(items), 32), dtype=np.uint8)
+    for place, digest in enumerate(_in_order(lambda place: _digest(source, place), range(len(items)))):
+        digests[place] = np.frombuffer(digest, dtype=np.uint8)
+    cut = needs_cut(_declared(items))
+    key = hashlib.sha256(repr((manifest.FORMAT, image_size, (split_seed, source.held_out) if cut else None)).encode())
+    for item, digest in zip(items, digests, strict=True):
+        key.update(json.dumps([item.path, item.label, item.split, digest.tobytes().hex()]).encode("ascii"))
+    return Survey(digests, key.hexdigest()[:32])
+
+
+def build(
+    source: Source, surveyed: Survey, folder: Path, *, image_size: int, split_seed: int, max_bad: float,
+    on_progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Write the store of a surveyed source into an empty folder.
+
+    Raises
+    ------
+    InputError
+        The disk is too small, too many files are bad, or the splits cannot be used.
+    """
+    arrangement = source.arrangement()
+    items, side = arrangement.items, side_of(image_size)
+    check_disk(folder, len(items), side)
+    writer = _Writer(folder, len(items), on_progress)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of any image above half the size it refuses; the limit here is our own.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            writer.take(items, _in_order(lambda place: _row(source, surveyed.digests, place, side), range(len(items))))
+        writer.close()
+        check_bad(writer.bad, len(items), max_bad)
+        places = np.frombuffer(writer.places, dtype=np.int64) if writer.places else np.zeros(0, dtype=np.int64)
+        number = {name: label for label, name in enumerate(arrangement.classes)}
+        rows = Rows(
+            labels=np.array([number[items[place].label] for place in places], dtype=np.int64),
+            declared=_declared(items)[places], digests=surveyed.digests[places],
+            path_of=lambda row: items[places[row]].path,
+        )  # fmt: skip
+        splits, notes = assign(rows, source.held_out, split_seed)
+        notes += check(rows, splits, arrangement.classes)
+        np.save(folder / manifest.LABELS, rows.labels)
+        np.save(folder / manifest.SPLIT_CODES, splits)
+        digest = _write_manifest(folder, items, places, splits, writer, surveyed.digests)
+        mean, std = writer.statistics(splits, side)
+        write = (manifest.MANIFEST, manifest.LABELS, manifest.SPLIT_CODES, manifest.OFFSETS)
+        marks = {name: manifest.mark_file(folder / name) for name in write}
+        marks[manifest.IMAGES] = manifest.mark_file(folder / manifest.IMAGES, writer.hash.hexdigest())
+        bad = [[one.path, one.reason] for one in writer.bad]
+        manifest.write_meta(folder, Meta(
+            surveyed.key, digest, list(arrangement.classes), image_size, side, len(places), len(items), mean, std,
+            notes, bad, marks,
+        ))  # fmt: skip
+    except OSError as error:
+        raise InputError(f"The store in {str(folder.parent)!r} cannot be written ({error.strerror or error}); make room "
+                         "or set KD_MLFLOW_HOME to another disk.") from None  # fmt: skip
+    finally:
+        writer.discard()
+
+
+def check_disk(folder: Path, count: int, side: int) -> None:
+    """Refuse to begin what the disk cannot take.
+
+    Raises
+    ------
+    InputError
+        With the space needed and the space there is.
+    """
+    needed = count * (3 * side * side + 512)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"The store of {count} images needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free "
+                         f"in {str(folder.parent)!r}; make room, set KD_MLFLOW_HOME to another disk, or choose a smaller "
+                         "--image-size.")  # fmt: skip
+
+
+def check_bad(bad: Iterable[BadFile], total: int, max_bad: float) -> None:
+    """Refuse a data set of which too much is unusable.
+
+    Raises
+    ------
+    InputError
+        With the first few files and their reasons.
+    """
+    bad = list(bad)
+    if bad and len(bad) > max_bad * total:
+        first = "; ".join(f"{one.path!r}: {one.reason}" for one in bad[:5])
+        raise InputError(f"{len(bad)} of {total} files cannot be used, more than --max-bad {max_bad:g} allows: {first}"
+                         f"{'; …' if len(bad) > 5 else ''}; mend or remove them, or raise --max-bad.")  # fmt: skip
+
+
+class _Writer:
+    """The pixels and their sums, written row after row as they arrive; nothing of them stays in memory."""
+
+    def __init__(self, folder: Path, total: int, on_progress: Progress | None) -> None:
+        self.folder = folder
+        self.total = total
+        self.on_progress = on_progress
+        self.hash = hashlib.sha256()
+        self.places = array("q")
+        self.sizes = array("i")
+        self.bad: list[BadFile] = []
+        self.pixels: IO[bytes] = (folder / manifest.IMAGES).open("wb")
+        # Written plainly, not through a memory map: a full disk is then an error and not a crash.
+        self.moments: IO[bytes] = (folder / "moments").open("wb")
+
+    def take(self, items: list[Item], results: Iterable[Row | BadImage]) -> None:
+        for place, result in enumerate(results):
+            if isinstance(result, BadImage):
+                self.bad.append(BadFile(items[place].path, result.reason))
+            else:
+                data = result.image.pixels.data
+                self.pixels.write(data)
+                self.hash.update(data)
+                self.moments.write(result.moments.tobytes())
+                self.places.append(place)
+                self.sizes.extend((result.image.width, result.image.height))
+            if self.on_progress is not None:
+                self.on_progress(place + 1, self.total)
+
+    def close(self) -> None:
+        self.pixels.flush()
+        os.fsync(self.pixels.fileno())
+        self.pixels.close()
+        self.moments.close()
+
+    def statistics(self, splits: np.ndarray, side: int) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel over all pixels of the training split, scale 0 to 1."""
+        sums = np.memmap(self.folder / "moments", dtype=np.float64, mode="r", shape=(len(splits), 2, 3))
+        total = np.zeros((2, 3))
+        for start in range(0, len(splits), 65536):
+            total += sums[start:start + 65536][splits[start:start + 65536] == TRAIN].sum(axis=0)
+        mean, square = total / (np.count_nonzero(splits == TRAIN) * side * side)
+        # One grey level is the least that can differ; 0 would make the normalisation divide by it.
+        std = np.sqrt(np.maximum(square - mean**2, 1.0))
+        return (mean / 255).tolist(), (std / 255).tolist()
+
+    def discard(self) -> None:
+        for file in (self.pixels, self.moments):
+            file.close()
+        (self.folder / "moments").unlink(missing_ok=True)
+
+
+def _write_manifest(
+    folder: Path, items: list[Item], places: np.ndarray, splits: np.ndarray, writer: _Writer, digests: np.ndarray
+) -> str:
+    """One line a row and a bad file; returns the digest of the data set."""
+    offsets = np.zeros(len(places) + 1, dtype=np.int64)
+    content = hashlib.sha256()
+    with (folder / manifest.MANIFEST).open("wb") as file:
+        for row, place in enumerate(places):
+            item, split, sha256 = items[place], SPLITS[splits[row]], digests[place].tobytes().hex()
+            content.update(json.dumps([item.path, item.label, split, sha256]).encode("ascii"))
+            line = {"path": item.path, "class": item.label, "split": split, "width": writer.sizes[2 * row],
+                    "height": writer.sizes[2 * row + 1], "sha256": sha256}  # fmt: skip
+            file.write(json.dumps(line).encode("ascii") + b"\n")
+            offsets[row + 1] = file.tell()
+        for one in writer.bad:
+            file.write(json.dumps({"path": one.path, "bad": one.reason}).encode("ascii") + b"\n")
+    np.save(folder / manifest.OFFSETS, offsets)
+    return content.hexdigest()[:32]
+
+
+def _digest(source: Source, place: int) -> bytes:
+    if source.arrangement().items[place].entry.problem:
+        return bytes(32)
+    try:
+        return content_digest(source.read(place))
+    except OSError:
+        return bytes(32)
+
+
+def _row(source: Source, digests: np.ndarray, place: int, side: int) -> Row | BadImage:
+    problem = source.arrangement().items[place].entry.problem
+    if problem:
+        return BadImage(problem)
+    try:
+        content = source.read(place)
+        if content_digest(content) != digests[place].tobytes():
+            return BadImage("changed while it was being read")
+        image = decode(content, side) if isinstance(content, bytes) else from_array(content, side)
+    except OSError as error:
+        return BadImage(f"cannot be read: {error.strerror or error}")
+    except BadImage as bad:
+        return bad
+    values = image.pixels.reshape(3, -1).astype(np.float64)
+    return Row(image, np.stack([values.sum(axis=1), np.einsum("cp,cp->c", values, values)]))
+
+
+def _declared(items: list[Item]) -> np.ndarray:
+    return np.array([UNSAID if item.split is None else SPLITS.index(item.split) for item in items], dtype=np.int8)
+
+
+def _in_order(work: Callable[[Given], Made], todo: Iterable[Given]) -> Iterator[Made]:
+    """The results in order, made by all cores, only a few of them ahead of what is taken."""
+    # Threads suffice: reading, hashing, decoding and scaling all run outside the interpreter's lock.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ahead: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(cores, thread_name_prefix="prepare") as pool:
+        try:
+            for one in todo:
+                ahead.append(pool.submit(work, one))
+                if len(ahead) > 4 * cores:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

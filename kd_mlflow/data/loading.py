@@ -1,0 +1,115 @@
+"""Batches of a store, made ready ahead of the step by a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from kd_mlflow.config import AugmentationOptions
+from kd_mlflow.data.augment import augment, centre_crop
+from kd_mlflow.data.batch import Batch
+from kd_mlflow.data.draws import permutation
+from kd_mlflow.data.store import Store
+
+AHEAD = 2
+Made = TypeVar("Made")
+
+
+def steps_per_epoch(store: Store, batch_size: int) -> int:
+    """How many batches :func:`training_batches` yields: the last, incomplete one is left out, unless it is all."""
+    return max(1, len(store.splits["train"]) // batch_size)
+
+
+def training_batches(
+    store: Store, options: AugmentationOptions, *, batch_size: int, seed: int, epoch: int, device: torch.device
+) -> Iterator[Batch]:
+    """One epoch of the training split, shuffled and augmented: a function of (seed, epoch) alone.
+
+    Parameters
+    ----------
+    batch_size:
+        Images a batch; a smaller training split makes one smaller batch.
+    seed, epoch:
+        Decide the order and every random number.
+    device:
+        Where batches are put, and where they are augmented.
+
+    Yields
+    ------
+    Batch
+        ``images [B, 3, size, size]`` float32 (uint8 without augmentation), ``labels`` and ``index`` ``[B]``.
+    """
+    train = store.splits["train"]
+    order = train[permutation(len(train), seed, epoch)]
+    chosen = [order[step * batch_size : (step + 1) * batch_size] for step in range(steps_per_epoch(store, batch_size))]
+
+    def make(places: np.ndarray) -> Batch:
+        raw = _load(store, places, device)
+        index = torch.from_numpy(places)
+        images = augment(raw.images, index, options, size=store.image_size, seed=seed, epoch=epoch)
+        return Batch(images, raw.labels, raw.index)
+
+    yield from _ahead(chosen, make)
+
+
+def evaluation_batches(store: Store, split: str, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """A whole split in the order of the manifest: the centre of each image, uint8, nothing left out."""
+    places = store.splits[split]
+    chosen = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+
+    def make(places: np.ndarray) -> Batch:
+        raw = _load(store, places, device)
+        return Batch(centre_crop(raw.images, store.image_size), raw.labels, raw.index)
+
+    yield from _ahead(chosen, make)
+
+
+def _load(store: Store, places: np.ndarray, device: torch.device) -> Batch:
+    """The stored squares ``[B, 3, S, S]`` uint8, on the device."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in (store.images[places], store.labels[places])]
+    tensors.append(torch.from_numpy(places))
+    if device.type == "cuda":
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+def _ahead(todo: list[np.ndarray], make: Callable[[np.ndarray], Made]) -> Iterator[Made]:
+    """Each result in order, AHEAD of them made before they are asked for.
+
+    The thread ends with the iterator, also when that is closed early; what it raises is raised here.
+    """
+    ready: queue.Queue[Made | BaseException | None] = queue.Queue(AHEAD)
+    stop = threading.Event()
+
+    def put(result: Made | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(result, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for one in todo:
+                if stop.is_set():
+                    return
+                put(make(one))
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (result := ready.get()) is not None:
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,121 @@
+"""The files a store consists of, and how a cut or altered one is noticed.
+
+``images.u8`` holds the pixels row after row, ``manifest.jsonl`` one line a row and then one a bad file,
+``labels.npy``, ``splits.npy`` and ``offsets.npy`` (where each line of the manifest starts) one number a row,
+and ``store.json`` everything else, with the digests of the other files and a seal over itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+IMAGES = "images.u8"
+MANIFEST = "manifest.jsonl"
+LABELS = "labels.npy"
+SPLIT_CODES = "splits.npy"
+OFFSETS = "offsets.npy"
+META = "store.json"
+FORMAT = 1
+
+
+class DamagedStore(Exception):
+    """A store that is not what was written; the message says what differs."""
+
+
+@dataclass(frozen=True)
+class FileMark:
+    """What a finished file looked like; ``mtime_ns`` lets the digest be believed without reading it all."""
+
+    size: int
+    sha256: str
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What ``store.json`` holds."""
+
+    key: str
+    digest: str
+    classes: list[str]
+    image_size: int
+    side: int
+    count: int
+    files: int
+    mean: list[float]
+    std: list[float]
+    warnings: list[str]
+    bad: list[list[str]]
+    marks: dict[str, FileMark]
+    format: int = FORMAT
+
+
+def write_meta(folder: Path, meta: Meta) -> None:
+    """Write ``store.json``; it comes last."""
+    content = asdict(meta)
+    content["seal"] = _seal(content)
+    with (folder / META).open("w", encoding="ascii") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_meta(folder: Path) -> Meta:
+    """Read ``store.json`` and check every file of the store against it.
+
+    A file whose size and time are as recorded is taken as unchanged; any other is read and hashed.
+
+    Raises
+    ------
+    DamagedStore
+        A file is missing, cut or altered, or the store is of another format.
+    """
+    try:
+        content = json.loads((folder / META).read_text(encoding="ascii"))
+        seal = content.pop("seal")
+        if content.get("format") != FORMAT or seal != _seal(content):
+            raise DamagedStore(f"{META} was altered")
+        content["marks"] = {name: FileMark(**mark) for name, mark in content["marks"].items()}
+        meta = Meta(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedStore(f"{META} cannot be read: {error}") from None
+    for name, mark in meta.marks.items():
+        _check(folder / name, mark)
+    return meta
+
+
+def mark_file(path: Path, sha256: str | None = None) -> FileMark:
+    """The mark of a finished file, hashed here unless the writer did so on the way."""
+    status = path.stat()
+    return FileMark(status.st_size, sha256 or _sha256(path), status.st_mtime_ns)
+
+
+def _check(path: Path, mark: FileMark) -> None:
+    try:
+        status = path.stat()
+        if status.st_size != mark.size:
+            raise DamagedStore(f"{path.name} has {status.st_size} bytes instead of {mark.size}")
+        if status.st_mtime_ns == mark.mtime_ns:
+            return
+        if _sha256(path) != mark.sha256:
+            raise DamagedStore(f"{path.name} was altered")
+    except OSError as error:
+        raise DamagedStore(f"{path.name} cannot be read: {error.strerror or error}") from None
+    try:
+        os.utime(path, ns=(status.st_atime_ns, mark.mtime_ns))
+    except OSError:
+        return  # a store that may only be read is hashed again the next time
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()

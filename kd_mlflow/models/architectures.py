@@ -1,0 +1,219 @@
+"""Untrained bodies by name: torchvision, timm, and a person's own factories."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from kd_mlflow.config import Stem
+from kd_mlflow.errors import InputError
+from kd_mlflow.models.classifier import ConvHead, LinearHead, ModelSpec
+
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+TIMM = "timm:"
+
+# Families whose first convolution can become 3x3 with stride 1, and the pooling that goes with it.
+_SMALL_STEMS = {
+    "resnet": "maxpool", "resnext": "maxpool", "wide_resnet": "maxpool", "shufflenet": "maxpool",
+    "densenet": "features.pool0", "mobilenet": None, "efficientnet": None, "mnasnet": None, "regnet": None,
+    "convnext": None, "vgg": None,
+}  # fmt: skip
+
+
+def torchvision_names() -> list[str]:
+    """The image classifiers that torchvision knows."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def is_factory(architecture: str) -> bool:
+    """Whether the name reads ``package.module:factory``."""
+    return not architecture.startswith(TIMM) and FACTORY.fullmatch(architecture) is not None
+
+
+def known(architecture: str) -> bool:
+    """Whether the name is one that can be built, as far as the name alone tells."""
+    return architecture in torchvision_names() or architecture.startswith(TIMM) or is_factory(architecture)
+
+
+def make_body(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
+    """A network on normalised images with K logits, its classifier layer marked, its stem as asked.
+
+    Parameters
+    ----------
+    pretrained:
+        Let timm fetch its own weights. The other sources give untrained weights.
+
+    Raises
+    ------
+    InputError
+        The architecture is unknown, cannot be imported or cannot be built as asked.
+    """
+    count, name = len(spec.classes), spec.architecture
+    if name.startswith(TIMM):
+        body = _from_timm(name, count, pretrained)
+    elif is_factory(name):
+        body = _from_factory(name, count)
+    else:
+        body = _from_torchvision(name, count, spec.image_size)
+    if spec.stem == "small":
+        _make_stem_small(body, name)
+    marked = _mark_head(body, count, spec.dropout)
+    if spec.dropout and not marked:
+        raise InputError(f"'{name}' has no linear layer with {count} outputs to put --dropout before; leave it at 0.")
+    return body
+
+
+def head_name(body: nn.Module) -> str | None:
+    """The path of the marked classifier layer inside the body."""
+    return next((name for name, module in body.named_modules() if isinstance(module, (LinearHead, ConvHead))), None)
+
+
+def replaced_stem_key(body: nn.Module, name: str, stem: Stem) -> str | None:
+    """The parameter that a small stem made anew, which pretrained weights may not fit."""
+    return f"{_first_convolution(body, name)[0]}.weight" if stem == "small" else None
+
+
+def _from_torchvision(name: str, count: int, image_size: int) -> nn.Module:
+    if name not in torchvision_names():
+        raise InputError(
+            f"There is no architecture '{name}'; give a torchvision name such as resnet18, timm:<name>, "
+            "or package.module:factory."
+        )
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # The auxiliary classifiers would make the output depend on the mode.
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True, "dropout": 0.0}
+    elif name.startswith("vit_"):
+        options = {"image_size": image_size}
+    elif name.startswith("maxvit"):
+        options = {"input_size": (image_size, image_size)}
+    try:
+        return torchvision.models.get_model(name, weights=None, num_classes=count, **options)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be built for {image_size} px images: {error}") from error
+
+
+def _from_timm(name: str, count: int, pretrained: bool) -> nn.Module:
+    timm = import_timm(name)
+    try:
+        return timm.create_model(name.removeprefix(TIMM), pretrained=pretrained, num_classes=count)
+    except Exception as error:
+        # timm and its hub client raise many kinds; each comes with a message of its own.
+        hint = "; without a network, put its weights into the Hugging Face cache first" if pretrained else ""
+        raise InputError(f"timm cannot make '{name.removeprefix(TIMM)}'{hint} ({error}).") from error
+
+
+def import_timm(name: str) -> Any:
+    """The timm package, or an InputError that says how to get it."""
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        raise InputError(f"'{name}' needs the package timm; install it with: pip install timm.") from None
+
+
+def _from_factory(name: str, count: int) -> nn.Module:
+    module_name, _, attribute = name.partition(":")
+    with _working_directory_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"The architecture '{name}' needs the Python module '{error.name}', which is not there; start in the "
+                "folder that holds it, or install it."
+            ) from error
+        factory = getattr(module, attribute, None)
+        if not callable(factory):
+            raise InputError(f"The module '{module_name}' has no function '{attribute}' that could make '{name}'.")
+        try:
+            body = factory(num_classes=count)
+        except Exception as error:
+            raise InputError(f"{name}(num_classes={count}) failed with {type(error).__name__}: {error}.") from error
+    if not isinstance(body, nn.Module):
+        raise InputError(f"{name}(num_classes={count}) must return a torch.nn.Module, not {type(body).__name__}.")
+    return body
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """A console script does not have the working directory on the path, `python -m` has."""
+    here = str(Path.cwd())
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _mark_head(body: nn.Module, count: int, dropout: float) -> bool:
+    """Turn the last plain linear layer or 1x1 convolution with K outputs into the marked kind."""
+    found = [name for name, module in body.named_modules() if _could_be_head(module, count)]
+    if not found:
+        return False
+    parent_name, _, own_name = found[-1].rpartition(".")
+    if not own_name:
+        return False
+    parent, plain = body.get_submodule(parent_name), body.get_submodule(found[-1])
+    if isinstance(plain, nn.Linear):
+        head: nn.Module = LinearHead(plain.in_features, count, plain.bias is not None, device="meta")
+    else:
+        head = ConvHead(plain.in_channels, count, 1, plain.stride, bias=plain.bias is not None, device="meta")
+    head.weight, head.bias = plain.weight, plain.bias
+    head.dropout = dropout
+    head.train(plain.training)
+    if isinstance(parent, nn.Sequential):
+        before = list(parent)[max(0, list(parent).index(plain) - 1)]
+        if isinstance(before, nn.Dropout):
+            # The family's own dropout at this place gives way to the one that was asked for.
+            before.p = 0.0
+    setattr(parent, own_name, head)
+    return True
+
+
+def _could_be_head(module: nn.Module, count: int) -> bool:
+    if type(module) is nn.Linear:
+        return module.out_features == count
+    return type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.out_channels == count
+
+
+def _make_stem_small(body: nn.Module, architecture: str) -> None:
+    """A 3x3 first convolution with stride 1, and no pooling after it."""
+    name, old = _first_convolution(body, architecture)
+    if old.kernel_size == (3, 3) and old.stride == (1, 1):
+        return
+    new = nn.Conv2d(3, old.out_channels, 3, 1, 1, bias=old.bias is not None)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    _replace(body, name, new)
+    pooling = _SMALL_STEMS[_family(architecture)]
+    if pooling is not None:
+        _replace(body, pooling, nn.Identity())
+
+
+def _first_convolution(body: nn.Module, architecture: str) -> tuple[str, nn.Conv2d]:
+    if _family(architecture) not in _SMALL_STEMS:
+        raise InputError(
+            f"--stem small is not defined for '{architecture}'; use --stem standard, or one of the families "
+            f"{', '.join(_SMALL_STEMS)}."
+        )
+    return next((name, module) for name, module in body.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def _family(architecture: str) -> str:
+    return next((family for family in _SMALL_STEMS if architecture.startswith(family)), "")
+
+
+def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(body.get_submodule(parent), own, module)

@@ -1,0 +1,125 @@
+"""An image classifier that takes pixels: normalisation inside, any architecture behind it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from kd_mlflow.config import Stem
+
+Share = Annotated[float, Field(gt=-10, lt=10, allow_inf_nan=False)]
+Spread = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+
+
+class ModelSpec(BaseModel):
+    """All that is needed to build a network again, apart from its weights; goes to JSON and back.
+
+    Attributes
+    ----------
+    architecture:
+        A torchvision name, ``timm:<name>``, or ``package.module:factory``.
+    classes:
+        The class names in the order of the logits.
+    image_size:
+        Side of the square input, in pixels.
+    mean, std:
+        Per channel (red, green, blue), of pixels scaled to 0..1.
+    stem:
+        ``small`` for a 3x3 stem of stride 1 without pooling.
+    dropout:
+        Probability before the classifier layer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str = Field(min_length=1, max_length=300)
+    classes: tuple[str, ...] = Field(min_length=1)
+    image_size: int = Field(ge=1, le=4096)
+    mean: tuple[Share, Share, Share]
+    std: tuple[Spread, Spread, Spread]
+    stem: Stem = "standard"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class LinearHead(nn.Linear):
+    """The classifier layer: logits out of features ``[B, D]``, with dropout on its input.
+
+    Dropout inside the layer keeps the parameter names of the plain architecture, and lets the taps see
+    the features as they are without it.
+    """
+
+    dropout: float = 0.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(F.dropout(features, self.dropout, self.training))
+
+
+class ConvHead(nn.Conv2d):
+    """The classifier layer of fully convolutional networks: ``[B, D, H, W]`` to ``[B, K, H, W]``."""
+
+    dropout: float = 0.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(F.dropout(features, self.dropout, self.training))
+
+
+class Classifier(nn.Module):
+    """Pixels in, logits out.
+
+    Attributes
+    ----------
+    spec:
+        How the network is built.
+    body:
+        The architecture, on normalised images.
+    mean, std:
+        Buffers ``[1, 3, 1, 1]`` on the 0..1 scale.
+    run_id:
+        The run that trained it, if it was read from a folder that names one.
+    frozen:
+        True for a teacher: :meth:`train` leaves it in eval mode.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ModelSpec, body: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.body = body
+        self.run_id = ""
+        self.frozen = False
+        self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of logits."""
+        return len(self.spec.classes)
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The classifier layer; None for a person's own architecture that has no such layer."""
+        return next((module for module in self.body.modules() if isinstance(module, (LinearHead, ConvHead))), None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of images ``[B, 3, H, W]``, uint8 or floating, in pixel units 0 to 255."""
+        return self.body(self.normalize(images))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """``(images / 255 - mean) / std`` in the body's type, computed in float32 or wider."""
+        dtype = torch.promote_types(self.mean.dtype, torch.float32)
+        mean, std = self.mean.to(dtype), self.std.to(dtype)
+        return torch.addcmul(-mean / std, images.to(dtype), 1 / (255 * std)).to(self.mean.dtype)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Training or eval mode; a frozen network stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the classifier layer, which is new even when the trunk is pretrained."""
+        return list(self.head.parameters()) if self.head is not None else []

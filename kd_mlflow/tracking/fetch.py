@@ -1,0 +1,133 @@
+"""A logged model's own files from the store into a folder, verified, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from kd_mlflow.errors import InputError
+from kd_mlflow.tracking.client import one_line
+from kd_mlflow.tracking.flavor import DIGEST, MODEL_FILES, file_digests
+
+ATTEMPTS = 5
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(client: MlflowClient, location: str, tags: Mapping[str, str], dest: Path, what: str) -> Path:
+    """The model files below ``location`` as the folder ``dest``; returns ``dest``.
+
+    A folder that holds just these files already is left as it is.
+
+    Parameters
+    ----------
+    tags:
+        The version's or model's tags, which hold the digests its files had when it was written.
+    what:
+        How messages call the model.
+
+    Raises
+    ------
+    InputError
+        ``dest`` holds something else, the model was not written by this package, or a digest differs.
+    """
+    _refuse_foreign(dest)
+    recorded = {name: value for name, value in tags.items() if name.startswith(DIGEST)}
+    if recorded and dest.is_dir() and file_digests(dest) == recorded:
+        return dest
+    if not recorded:
+        logger.warning("%s carries no digests in its tags; only those in its model.json are checked.", what)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent))
+    try:
+        new = scratch / "new"
+        new.mkdir()
+        _download(client, location, new, what)
+        verify(new, recorded, what)
+        _swap(new, dest, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return dest
+
+
+def verify(folder: Path, recorded: Mapping[str, str], what: str) -> None:
+    """Hold a folder's files against the digests in its model.json and against those recorded elsewhere.
+
+    Raises
+    ------
+    InputError
+        Names the file that differs.
+    """
+    expected = {DIGEST + name: digest for name, digest in _named_files(folder, what).items()}
+    found = file_digests(folder)
+    for source, digests in (("model.json", expected), ("the registry", recorded)):
+        for name, digest in digests.items():
+            if found.get(name) != digest:
+                raise InputError(
+                    f"{name.removeprefix(DIGEST)} of {what} differs from its digest in {source}; it was damaged or "
+                    "altered in the store, so use another version."
+                )
+
+
+def _download(client: MlflowClient, location: str, folder: Path, what: str) -> None:
+    """Fetch by names known beforehand, so that no name from the store can lead elsewhere."""
+    names = ["model.json"]
+    while names:
+        name = names.pop()
+        try:
+            download_artifacts(
+                artifact_uri=f"{location.rstrip('/')}/data/{name}", dst_path=str(folder), tracking_uri=client.tracking_uri
+            )
+        except (MlflowException, OSError) as error:
+            raise InputError(f"{what} has no file {name} that can be read: {one_line(error)}") from None
+        if name == "model.json":
+            names += _named_files(folder, what)
+
+
+def _named_files(folder: Path, what: str) -> dict[str, str]:
+    try:
+        digests = dict(json.loads((folder / "model.json").read_text(encoding="utf-8"))["digests"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{what} has a model.json that kd-mlflow did not write.") from None
+    strange = sorted(set(digests) - set(MODEL_FILES[1:]))
+    if strange or "model.safetensors" not in digests:
+        raise InputError(f"{what} has a model.json that names other files than a model's: {', '.join(strange)}.")
+    return digests
+
+
+def _is_model_folder(folder: Path) -> bool:
+    names = {entry.name for entry in folder.iterdir()}
+    return not names or ("model.json" in names and names <= set(MODEL_FILES))
+
+
+def _refuse_foreign(dest: Path) -> None:
+    if dest.exists() and not (dest.is_dir() and _is_model_folder(dest)):
+        raise InputError(f"{dest} exists and is no pulled model; name another folder, or remove it first.")
+
+
+def _swap(new: Path, dest: Path, scratch: Path) -> None:
+    """Put ``new`` in the place of ``dest``; of two doing so at once, one after the other wins."""
+    if dest.is_symlink():
+        dest = dest.resolve()
+    for attempt in range(ATTEMPTS):
+        try:
+            return os.rename(new, dest)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        _refuse_foreign(dest)
+        try:
+            os.rename(dest, scratch / f"old{attempt}")
+        except FileNotFoundError:
+            continue
+    raise InputError(f"{dest} is being written by other processes; name another folder.")

@@ -1,0 +1,299 @@
+"""The model registry: versions that were seen to work, the alias champion, and fetching them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import mlflow.pyfunc
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.tracking.client import one_line
+from kd_mlflow.tracking.fetch import fetch, verify
+from kd_mlflow.tracking.flavor import file_digests, newest_model
+from kd_mlflow.tracking.records import quote
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+# Set when a version's place is settled; until then whoever settles another one takes it into account.
+SETTLED = "kd.settled"
+TOLERANCE = 1e-4
+LISTED = 10
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry and the alias it got."""
+
+    name: str
+    version: int
+    alias: Literal["champion", "challenger"]
+
+
+@dataclass(frozen=True)
+class ModelVersionInfo:
+    """A version as it stands in the registry."""
+
+    name: str
+    version: int
+    run_id: str
+    tags: dict[str, str]
+
+
+def register(
+    client: MlflowClient, *, run_id: str, name: str, folder: Path, tags: Mapping[str, str], check_images: np.ndarray,
+    check_logits: np.ndarray,
+) -> Registered:  # fmt: skip
+    """Register the model that a run logged, once the store's copy was seen to work.
+
+    The copy in the store is loaded through both flavors and must give the same logits. The alias
+    ``champion`` moves only to a version with a higher ``kd.val_accuracy`` on the same
+    ``kd.dataset_digest`` (a tie goes to fewer ``kd.parameters``, an equal tie stays); any other gets
+    ``challenger``. A model that is registered already under this name keeps its version.
+
+    Parameters
+    ----------
+    folder:
+        The model folder that was logged.
+    tags:
+        Of the version, the above among them; the digests of the files are added.
+    check_images, check_logits:
+        uint8 ``[B, 3, S, S]``, and float ``[B, K]``: what the trained network says of them on the CPU.
+
+    Raises
+    ------
+    InputError
+        The run has no whole model, or the registry refuses the name.
+    KdMlflowError
+        The copy in the store differs from ``folder``, or gives other logits.
+    """
+    model = newest_model(client, run_id)
+    if model is None:
+        raise InputError(f"Run {run_id} has no logged model that is READY; nothing can be registered.")
+    digests = file_digests(folder)
+    with TemporaryDirectory() as scratch:
+        _check_copy(_downloaded(client, model, Path(scratch)), digests, check_images, check_logits)
+    tags = {**tags, "kd.run_id": run_id, "kd.model_id": model.model_id, **digests}
+    version = _create_version(client, name, model, run_id, {key: str(value)[:5000] for key, value in tags.items()})
+    return _settle(client, name, version)
+
+
+def champion(client: MlflowClient, name: str) -> ModelVersionInfo | None:
+    """The version that carries the alias champion, or None."""
+    return _champion(client, _model_or_none(client, name))
+
+
+def resolve(client: MlflowClient, uri: str) -> ModelVersionInfo:
+    """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means (``models:/`` may be left out).
+
+    Raises
+    ------
+    InputError
+        There is none; lists what there is.
+    """
+    asked = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@([^/:@]+)|/(\d+))?", uri)
+    if asked is None:
+        raise InputError(f"{uri} is no name of a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION.")
+    name, alias, number = asked.groups()
+    model = _model_or_none(client, name)
+    if model is None:
+        names = sorted(found.name for found in _pages(client.search_registered_models))
+        there = f"it holds {_listed(names)}" if names else "it is empty"
+        raise InputError(f"There is no model '{name}' in the registry; {there}.")
+    number = number or model.aliases.get(alias)
+    if number is not None:
+        try:
+            return _info(client.get_model_version(name, str(number)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    aliases = [f"@{known} (version {of})" for known, of in sorted(model.aliases.items())]
+    versions = [f"/{found.version}" for found in sorted(_versions(client, name), key=lambda v: -v.version)]
+    raise InputError(f"There is no {uri} in the registry; {name} has {_listed(aliases + versions) or 'no version'}.")
+
+
+def pull(client: MlflowClient, uri: str, dest: Path) -> Path:
+    """Fetch a registered model's files into the folder ``dest``, verified; returns ``dest``.
+
+    The folder appears whole or not at all. One that was pulled before is replaced, anything else that
+    stands there is left alone. ``kd_mlflow.load_model`` reads it.
+
+    Raises
+    ------
+    InputError
+        There is no such version, ``dest`` holds something else, or a digest differs.
+    """
+    found = resolve(client, uri)
+    location = client.get_model_version_download_uri(found.name, str(found.version))
+    return fetch(client, location, found.tags, dest, f"models:/{found.name}/{found.version}")
+
+
+def run_model(client: MlflowClient, run_id: str, dest: Path) -> Path:
+    """Fetch the files of the model that a run logged, as :func:`pull` does.
+
+    Raises
+    ------
+    InputError
+        The run does not exist or has no whole model, or as for :func:`pull`.
+    """
+    model = newest_model(client, run_id)
+    if model is None:
+        raise InputError(f"Run {run_id} has no logged model; name a run that finished its training.")
+    return fetch(client, model.artifact_location, model.tags, dest, f"the model of run {run_id}")
+
+
+def _downloaded(client: MlflowClient, model: LoggedModel, scratch: Path) -> Path:
+    return Path(
+        download_artifacts(
+            artifact_uri=model.artifact_location, dst_path=str(scratch), tracking_uri=client.tracking_uri
+        )
+    )
+
+
+def _check_copy(copy: Path, digests: Mapping[str, str], images: np.ndarray, logits: np.ndarray) -> None:
+    try:
+        verify(copy / "data", digests, "the stored model")
+    except InputError as error:
+        raise KdMlflowError(f"The model is not registered: {error}") from None
+    program = mlflow.pytorch.load_model(str(copy))
+    with torch.inference_mode():
+        said = program(torch.from_numpy(np.ascontiguousarray(images))).float().numpy()
+    difference = float(np.abs(said - logits).max()) if said.shape == logits.shape else float("inf")
+    if not difference <= TOLERANCE:  # NaN is no agreement either
+        raise KdMlflowError(
+            f"The model is not registered: loaded back from the store its logits differ by {difference:.3g} "
+            f"(at most {TOLERANCE} is allowed)."
+        )
+    table = mlflow.pyfunc.load_model(str(copy)).predict(np.asarray(images))
+    expected = torch.from_numpy(logits).float().softmax(dim=1).numpy()
+    if not np.allclose(np.stack(table["probabilities"]), expected, atol=TOLERANCE):
+        raise KdMlflowError("The model is not registered: loaded as a python_function it gives other probabilities.")
+
+
+def _create_version(
+    client: MlflowClient, name: str, model: LoggedModel, run_id: str, tags: dict[str, str]
+) -> ModelVersion:
+    try:
+        if _model_or_none(client, name) is None:
+            _create_model(client, name)
+        for known in _versions(client, name):
+            if known.model_id == model.model_id:
+                return known
+        return client.create_model_version(
+            name, model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
+        )
+    except MlflowException as error:
+        raise InputError(f"The registry refuses the model '{name}': {one_line(error)}") from None
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _settle(client: MlflowClient, name: str, own: ModelVersion) -> Registered:
+    """Give the version its alias, such that of several being registered at once the best ends as champion.
+
+    No lock spans machines. Instead each process reads the rivals *before* the champion, counts as
+    rivals all that are not settled or came later, and looks again after it moved the alias, so that
+    whoever moves it last has seen everybody.
+    """
+    unsettled: dict[int, ModelVersion] = {}
+    while True:
+        for found in _versions(client, name):
+            if SETTLED not in found.tags or found.version > own.version:
+                unsettled[found.version] = found
+        unsettled.setdefault(own.version, own)
+        best = holder = _champion(client, _model_or_none(client, name))
+        for number in sorted(unsettled):
+            rival = _info(unsettled[number])
+            if best is None or (rival.version != best.version and _beats(rival, best)):
+                best = rival
+        if holder is not None and best.version == holder.version:
+            break
+        client.set_registered_model_alias(name, CHAMPION, str(best.version))
+    alias = CHAMPION if best.version == own.version else CHALLENGER
+    if alias == CHALLENGER:
+        client.set_registered_model_alias(name, CHALLENGER, str(own.version))
+        if best.tags.get("kd.dataset_digest") != own.tags.get("kd.dataset_digest"):
+            logger.warning(
+                "The champion of %s, version %d, was trained on other data; version %d cannot be compared with it and "
+                "becomes the challenger.", name, best.version, own.version,
+            )  # fmt: skip
+    client.set_model_version_tag(name, str(own.version), SETTLED, "true")
+    return Registered(name, own.version, alias)
+
+
+def _beats(new: ModelVersionInfo, old: ModelVersionInfo) -> bool:
+    if new.tags.get("kd.dataset_digest") != old.tags.get("kd.dataset_digest"):
+        return False
+    accuracy, than = (_number(one, "kd.val_accuracy", float("-inf")) for one in (new, old))
+    if accuracy != than:
+        return accuracy > than
+    return _number(new, "kd.parameters", float("inf")) < _number(old, "kd.parameters", float("inf"))
+
+
+def _number(version: ModelVersionInfo, tag: str, otherwise: float) -> float:
+    try:
+        value = float(version.tags[tag])
+    except (KeyError, ValueError):
+        return otherwise
+    return otherwise if np.isnan(value) else value
+
+
+def _champion(client: MlflowClient, model: RegisteredModel | None) -> ModelVersionInfo | None:
+    number = model.aliases.get(CHAMPION) if model else None
+    return _info(client.get_model_version(model.name, str(number))) if number is not None else None
+
+
+def _model_or_none(client: MlflowClient, name: str) -> RegisteredModel | None:
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise InputError(f"The registry cannot look up '{name}': {one_line(error)}") from None
+
+
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    found = _pages(lambda max_results, page_token: client.search_model_versions(
+        f"name = {quote(name)}", max_results=max_results, page_token=page_token))  # fmt: skip
+    for version in found:
+        version._version = int(version.version)
+    return found
+
+
+def _pages(search: Callable[..., list]) -> list:
+    found, token = [], None
+    while True:
+        page = search(max_results=100, page_token=token)
+        found, token = found + list(page), page.token
+        if not token:
+            return found
+
+
+def _info(version: ModelVersion) -> ModelVersionInfo:
+    return ModelVersionInfo(version.name, int(version.version), version.run_id or "", dict(version.tags))
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

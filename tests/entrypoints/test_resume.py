@@ -1,0 +1,108 @@
+"""A run that was killed and taken up again ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from kd_mlflow.training.checkpoint import file_sha256
+from tests.conftest import SMALL, Place, make_photos, make_place
+
+EPOCHS = 3
+ROLES = ["teacher", "control", "student"]
+
+
+def command(photos: Path) -> list[str]:
+    return ["distill", "--data", str(photos), *SMALL, "--epochs", str(EPOCHS), "--batch-size", "8", "--dropout", "0.2",
+            "--json"]
+
+
+@pytest.fixture(scope="module")
+def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough of them that an epoch lasts a moment."""
+    return make_photos(tmp_path_factory.mktemp("many") / "photos", per_class=120)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, many_photos: Path) -> tuple[Place, dict]:
+    place = make_place(tmp_path_factory.mktemp("undisturbed") / "place")
+    return place, json.loads(place.run(*command(many_photos)))
+
+
+def weights(place: Place, result: dict) -> dict[str, str]:
+    return {
+        f"{role} {kind}": file_sha256(place.home / "checkpoints" / result[role]["run_id"] / kind / "model.safetensors")
+        for role in ROLES for kind in ("model", "last")
+    }
+
+
+def kill_in_second_epoch(place: Place, photos: Path, role: str) -> None:
+    """SIGKILL once the role's network has written its first checkpoint and gone on."""
+    process = place.start(*command(photos))
+    deadline = time.monotonic() + 300
+    while len(list(place.home.glob("checkpoints/*/checkpoint-00001.json"))) <= ROLES.index(role):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.15)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_resumed_run_equals_uninterrupted_run(undisturbed, place, many_photos, role):
+    kill_in_second_epoch(place, many_photos, role)
+    client = MlflowClient(place.uri)
+    before = {run.info.run_id for run in client.search_runs(["1"])}
+    (cut,) = [run for run in client.search_runs(["1"]) if run.data.tags["kd.role"] == role]
+    assert cut.info.status == "RUNNING"
+    checkpoints = sorted(file.name for file in (place.home / "checkpoints" / cut.info.run_id).glob("checkpoint-*.json"))
+    assert checkpoints[-1] < f"checkpoint-{EPOCHS:05d}.json"
+
+    result = json.loads(place.run(*command(many_photos), "--resume"))
+
+    whole_place, whole = undisturbed
+    assert weights(place, result) == weights(whole_place, whole)
+    assert result[role]["run_id"] == cut.info.run_id
+    for name in ROLES:
+        assert result[name]["val"] == whole[name]["val"]
+        assert result[name]["test"] == whole[name]["test"]
+        points = client.get_metric_history(result[name]["run_id"], "val/accuracy")
+        assert [point.step for point in points] == list(range(1, EPOCHS + 1))
+        assert client.get_run(result[name]["run_id"]).info.status == "FINISHED"
+    assert before <= {result[name]["run_id"] for name in ROLES}
+
+
+def test_a_run_id_is_enough_to_go_on(undisturbed, place, many_photos):
+    kill_in_second_epoch(place, many_photos, "student")
+    client = MlflowClient(place.uri)
+    (cut,) = [run for run in client.search_runs(["1"]) if run.data.tags["kd.role"] == "student"]
+    result = json.loads(place.run("distill", f"--resume={cut.info.run_id}", "--json"))
+    assert result["run_id"] == cut.info.run_id
+    assert weights(place, result)["student model"] == weights(*undisturbed)["student model"]
+
+
+def test_resume_without_anything_to_resume_runs_normally(place, photos):
+    result = json.loads(place.run(
+        "student", "--data", str(photos), "--student", "shufflenet_v2_x0_5", "--image-size", "32", "--epochs", "1",
+        "--resume", "--json"))
+    assert MlflowClient(place.uri).get_run(result["run_id"]).info.status == "FINISHED"
+
+
+def test_sigterm_ends_the_run_as_killed_and_leaves_a_checkpoint(place, many_photos):
+    process = place.start(*command(many_photos))
+    while not list(place.home.glob("checkpoints/*/checkpoint-00001.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in err
+    states = {run.data.tags["kd.role"]: run.info.status for run in MlflowClient(place.uri).search_runs(["1"])}
+    assert states == {"teacher": "KILLED", "student": "KILLED"}

@@ -1,0 +1,113 @@
+"""The command line: names, exit codes, sentences, and nothing heavy loaded for help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kd_mlflow.config import COMMANDS
+from kd_mlflow.options import config_from
+from tests.conftest import ROOT
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The modules that a `kd-mlflow` process ends up with."""
+    program = (
+        "import sys, json, kd_mlflow.cli as c\n"
+        "try: c.cli.main(sys.argv[1:], standalone_mode=False)\n"
+        "finally: print('\\n@' + json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
+    return set(json.loads(done.stdout.rpartition("@")[2]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *[[command, "--help"] for command in sorted(COMMANDS)]])
+def test_help_loads_nothing_heavy(arguments):
+    heavy = {"torch", "mlflow", "optuna", "sklearn", "matplotlib", "numpy"}
+    assert loaded_by(*arguments) & heavy == set()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-c", "import kd_mlflow, sys; print(sorted(set(sys.modules) & {'torch', 'mlflow', 'pydantic'}))"],
+        capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_field_is_an_option_and_help_names_it(place):
+    text = place.run("distill", "--help")
+    for name in COMMANDS["distill"].model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_flags_take_a_value_or_none_and_have_a_negative():
+    def parsed(*arguments: str) -> bool:
+        from kd_mlflow.cli import cli
+
+        command = cli.commands["distill"]
+        with command.make_context("distill", ["--data", "x", *arguments]) as context:
+            return config_from("distill", context.params).control
+
+    assert parsed() is True
+    assert parsed("--no-control") is False
+    assert parsed("--control", "false") is False
+    assert parsed("--control=true") is True
+    assert parsed("--no-control", "false") is True
+    assert parsed("--control", "") is True
+
+
+def test_underscores_are_dashes_and_empty_values_are_not_given():
+    from kd_mlflow.cli import SETTINGS, cli
+
+    command = cli.commands["distill"]
+    arguments = ["--data", "x", "--image_size", "64", "--temperature", "", "--preset", "", "--milestones", "3,5"]
+    with command.make_context("distill", arguments, token_normalize_func=SETTINGS["token_normalize_func"]) as context:
+        config = config_from("distill", context.params)
+    assert (config.image_size, config.temperature, config.milestones) == (64, 4.0, (3, 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["distill", "--nonsense", "1"], "nonsense"),
+        (["distill", "--temperature", "abc"], "abc"),
+        (["distill", "--temperature", "0"], "--temperature"),
+        (["distill", "--preset", "fast"], "fast"),
+        (["distill", "--config", "missing.yaml"], "missing.yaml"),
+        (["distill", "--data", "nowhere/"], "nowhere"),
+        (["distill", "--device", "cuda:99"], "cuda:99"),
+        (["distill", "--student", "resnet1"], "resnet1"),
+        (["distill", "--teacher", "models:/nobody@champion"], "nobody"),
+        (["distill", "--teacher", "nothing-like-it"], "nothing-like-it"),
+        (["distill", "--method", "magic"], "magic"),
+        (["distill", "--resume=" + "0" * 32], "0" * 32),
+        (["evaluate"], "--model"),
+        (["pull", "nobody@champion", "out"], "nobody"),
+        (["predict", "no-such-folder", "image.png"], "no-such-folder"),
+        (["export", "no-such-folder", "file.txt"], "file.txt"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(place, arguments, words):
+    err = place.run(*arguments, code=2)
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_completion_offers_commands_and_options(place):
+    def completed(words: str, count: int) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", "from kd_mlflow.cli import main; main()"],
+            env={**place.environment, "_KD_MLFLOW_COMPLETE": "bash_complete", "COMP_WORDS": words,
+                 "COMP_CWORD": str(count)}, capture_output=True, text=True, cwd=place.path)
+        return done.stdout
+
+    assert "plain,distill" in completed("kd-mlflow di", 1)
+    assert "--temperature" in completed("kd-mlflow distill --temp", 2)
+    assert "plain,paper" in completed("kd-mlflow distill --preset pa", 3)
+
+
+def test_runs_of_an_empty_store_are_an_empty_list(place):
+    assert json.loads(place.run("runs", "--json")) == []
