@@ -2,6 +2,7 @@
 PYTHON ?= python3
 SHELL := /bin/bash
 export UV_SYSTEM_CERTS ?= 1
+export UV_COMPILE_BYTECODE ?= 1
 
 UV := .make/uv/bin/uv
 ACTIVATE := . .venv/bin/activate

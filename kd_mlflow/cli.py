@@ -99,7 +99,7 @@ def distill(as_json: bool, resume: str | None, **values: Any) -> None:
     from kd_mlflow.entrypoints.show import comparison
 
     result = run(config, resume=resume, terminal=_terminal())
-    _print(result.to_json(), as_json, lambda _: comparison(result))
+    _print(result.to_json(), as_json, comparison)
 
 
 @_config_command

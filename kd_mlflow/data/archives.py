@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tarfile
 from collections.abc import Iterator
@@ -15,11 +16,8 @@ from kd_mlflow.errors import InputError
 class TarSource:
     """The members of an uncompressed tar.
 
-    Raises
-    ------
-    InputError
-        Not a tar, a compressed or cut one, or one with a member that is refused: an absolute path,
-        ``..``, a link, a device, a sparse file.
+    ``arrangement`` raises InputError for what is no tar, compressed or cut, and for one with a member that is
+    refused: an absolute path, ``..``, a link, a device, a sparse file.
     """
 
     held_out = 0.2
@@ -27,9 +25,26 @@ class TarSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.stem
-        status = path.stat()
-        mark = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        self._stamp = hashlib.sha256(repr(mark).encode()).hexdigest()
+
+    def stamp(self) -> str:
+        """A hash of the archive's path, size and times."""
+        status = self.path.stat()
+        mark = (str(self.path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return hashlib.sha256(repr(mark).encode()).hexdigest()
+
+    def arrangement(self) -> Arrangement:
+        """Items, classes and warnings."""
+        return self._arranged
+
+    def read(self, place: int) -> bytes:
+        """The bytes of a member."""
+        entry = self._arranged.items[place].entry
+        with self.path.open("rb") as archive:
+            archive.seek(entry.offset)
+            return archive.read(entry.size)
+
+    @functools.cached_property
+    def _arranged(self) -> Arrangement:
         latest: dict[str, Entry] = {}
         folders: set[str] = set()
         for member in self._members():
@@ -43,33 +58,19 @@ class TarSource:
                 name = "/".join(parts)
                 # A name that comes twice means the later one, as it does to tar.
                 latest[name] = Entry(name, member.size, problem, member.offset_data)
-        self._arrangement = arrange(latest.values(), folders, f"The archive {str(path)!r}")
-        self.warnings = self._arrangement.warnings
-
-    def stamp(self) -> str:
-        """A hash of the archive's path, size and times."""
-        return self._stamp
-
-    def arrangement(self) -> Arrangement:
-        """Items and classes."""
-        return self._arrangement
-
-    def read(self, place: int) -> bytes:
-        """The bytes of a member."""
-        entry = self._arrangement.items[place].entry
-        with self.path.open("rb") as archive:
-            archive.seek(entry.offset)
-            return archive.read(entry.size)
+        return arrange(latest.values(), folders, f"The archive {str(self.path)!r}")
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
-        size = self.path.stat().st_size
         try:
+            size = self.path.stat().st_size
             with tarfile.open(self.path, "r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # it keeps every member it has seen otherwise
                     if member.isreg() and member.offset_data + member.size > size:
                         raise tarfile.ReadError("unexpected end of data")
                     yield member
+        except OSError as error:
+            raise InputError(f"{str(self.path)!r} cannot be read: {error.strerror or error}.") from None
         except (tarfile.TarError, EOFError) as error:
             if _is_compressed(self.path):
                 raise InputError(f"{str(self.path)!r} is compressed; unpack it and name the folder, or make it a plain "
@@ -97,7 +98,8 @@ class TarSource:
         elif member.issparse():
             wrong = "is a sparse file"
         if wrong:
-            raise InputError(f"The member {member.name!r} of {str(self.path)!r} {wrong}; make the archive again without it.")
+            where = f"The member {member.name!r} of {str(self.path)!r}"
+            raise InputError(f"{where} {wrong}; make the archive again without it.")
         return path.parts
 
 

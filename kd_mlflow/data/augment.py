@@ -12,9 +12,7 @@ from kd_mlflow.data.geometry import distortion, operations, random_crop
 __all__ = ["augment", "centre_crop", "permutation", "uniform"]
 
 
-def augment(
-    images: Tensor, index: Tensor, options: AugmentationOptions, *, size: int, seed: int, epoch: int
-) -> Tensor:
+def augment(images: Tensor, index: Tensor, options: AugmentationOptions, *, size: int, seed: int, epoch: int) -> Tensor:
     """The augmented batch; a sample's pixels are the same bits in every batch of two or more.
 
     Parameters

@@ -120,8 +120,10 @@ def build(
             notes, bad, marks,
         ))  # fmt: skip
     except OSError as error:
-        raise InputError(f"The store in {str(folder.parent)!r} cannot be written ({error.strerror or error}); make room "
-                         "or set KD_MLFLOW_HOME to another disk.") from None  # fmt: skip
+        raise InputError(
+            f"The store in {str(folder.parent)!r} cannot be written ({error.strerror or error}); make room or set "
+            "KD_MLFLOW_HOME to another disk."
+        ) from None
     finally:
         writer.discard()
 
@@ -137,9 +139,10 @@ def check_disk(folder: Path, count: int, side: int) -> None:
     needed = count * (3 * side * side + 512)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(f"The store of {count} images needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free "
-                         f"in {str(folder.parent)!r}; make room, set KD_MLFLOW_HOME to another disk, or choose a smaller "
-                         "--image-size.")  # fmt: skip
+        raise InputError(
+            f"The store of {count} images needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free in "
+            f"{str(folder.parent)!r}; make room, set KD_MLFLOW_HOME to another disk, or choose a smaller --image-size."
+        )
 
 
 def check_bad(bad: Iterable[BadFile], total: int, max_bad: float) -> None:
@@ -197,7 +200,7 @@ class _Writer:
         sums = np.memmap(self.folder / "moments", dtype=np.float64, mode="r", shape=(len(splits), 2, 3))
         total = np.zeros((2, 3))
         for start in range(0, len(splits), 65536):
-            total += sums[start:start + 65536][splits[start:start + 65536] == TRAIN].sum(axis=0)
+            total += sums[start : start + 65536][splits[start : start + 65536] == TRAIN].sum(axis=0)
         mean, square = total / (np.count_nonzero(splits == TRAIN) * side * side)
         # One grey level is the least that can differ; 0 would make the normalisation divide by it.
         std = np.sqrt(np.maximum(square - mean**2, 1.0))

@@ -33,7 +33,6 @@ class CatalogSource:
     def __init__(self, name: str, downloads: Path) -> None:
         self.name = name
         self.downloads = downloads
-        self.warnings: tuple[str, ...] = ()
         self.held_out = 0.2 if name == "digits" else 0.1
 
     def stamp(self) -> str:
@@ -41,7 +40,7 @@ class CatalogSource:
         return hashlib.sha256(f"catalog:{self.name}".encode()).hexdigest()
 
     def arrangement(self) -> Arrangement:
-        """Items and classes, after a download if need be."""
+        """Items, classes and warnings, after a download if need be."""
         return self._loaded[0]
 
     def read(self, place: int) -> bytes | np.ndarray:
@@ -62,8 +61,9 @@ class CatalogSource:
                     return _imagenette(self.downloads), None
                 return _arrays(self.name, self.downloads)
         except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
             raise InputError(
-                f"The data set {self.name} is not in {str(self.downloads)!r} and could not be downloaded ({error}); "
+                f"The data set {self.name} is not in {str(self.downloads)!r} and could not be downloaded ({reason}); "
                 "connect to the network once, or use --data digits or a folder of your own."
             ) from None
 
@@ -88,9 +88,7 @@ def _arrays(name: str, downloads: Path) -> tuple[Arrangement, np.ndarray]:
     return Arrangement(items, tuple(sorted(names)), ()), pixels
 
 
-def _numbered(
-    folder: str, targets: np.ndarray, names: Sequence[str], split: Split | None, first: int
-) -> list[Item]:
+def _numbered(folder: str, targets: np.ndarray, names: Sequence[str], split: Split | None, first: int) -> list[Item]:
     return [
         Item(Entry("", 0, "", first + number), f"{folder}/{number:05d}", names[target], split)
         for number, target in enumerate(targets.tolist())

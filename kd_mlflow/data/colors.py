@@ -86,7 +86,7 @@ def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
     total = images[..., 1:-1, 1:-1] * 4
     for down in range(3):
         for right in range(3):
-            total = total + images[..., down:height - 2 + down, right:width - 2 + right]
+            total = total + images[..., down : height - 2 + down, right : width - 2 + right]
     soft[..., 1:-1, 1:-1] = total / 13
     return _blend(images, soft, factor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
@@ -16,10 +17,8 @@ from kd_mlflow.errors import InputError
 class FolderSource:
     """The files below a folder; links are followed as long as they stay inside it.
 
-    Raises
-    ------
-    InputError
-        A link that leaves the folder, or a folder that cannot be listed.
+    ``stamp`` and ``arrangement`` raise InputError for a link that leaves the folder and for a folder that
+    cannot be listed.
     """
 
     held_out = 0.2
@@ -27,32 +26,35 @@ class FolderSource:
     def __init__(self, root: Path, name: str = "") -> None:
         self.root = root
         self.name = name or root.name or "data"
-        marks = hashlib.sha256(os.fsencode(root))
-        entries: list[Entry] = []
-        folders: set[str] = set()
-        for path, status in self._walk("", (os.path.realpath(root),)):
-            if status is None:
-                folders.add(path)
-                continue
-            entries.append(_entry(path, status))
-            mark = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
-            marks.update(f"{path!r}{mark}".encode())
-        marks.update(repr(sorted(folders)).encode())
-        self._stamp = marks.hexdigest()
-        self._arrangement = arrange(entries, folders, f"The folder {str(root)!r}")
-        self.warnings = self._arrangement.warnings
 
     def stamp(self) -> str:
         """A hash of all paths, sizes and times."""
-        return self._stamp
+        marks = hashlib.sha256(os.fsencode(self.root))
+        for path, status in self._walk("", (os.path.realpath(self.root),)):
+            mark = None
+            if status is not None:
+                mark = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
+            marks.update(repr((path, mark)).encode())
+        return marks.hexdigest()
 
     def arrangement(self) -> Arrangement:
-        """Items and classes."""
-        return self._arrangement
+        """Items, classes and warnings."""
+        return self._arranged
 
     def read(self, place: int) -> bytes:
         """The bytes of an item's file."""
-        return (self.root / self._arrangement.items[place].entry.path).read_bytes()
+        return (self.root / self._arranged.items[place].entry.path).read_bytes()
+
+    @functools.cached_property
+    def _arranged(self) -> Arrangement:
+        entries: list[Entry] = []
+        folders: set[str] = set()
+        for path, status in self._walk("", (os.path.realpath(self.root),)):
+            if status is None:
+                folders.add(path)
+            else:
+                entries.append(_entry(path, status))
+        return arrange(entries, folders, f"The folder {str(self.root)!r}")
 
     def _walk(self, below: str, above: tuple[str, ...]) -> Iterator[tuple[str, os.stat_result | None]]:
         """Every folder (with None) and file below a folder, in the order of their names."""
@@ -66,10 +68,11 @@ class FolderSource:
                 continue
             path = f"{below}/{one.name}" if below else one.name
             real = self._real(one, path) if one.is_symlink() else one.path
-            if one.is_dir():
+            if _is_folder(one):
                 target = os.path.realpath(one.path)
                 if target in above:
-                    raise InputError(f"The link {path!r} in {str(self.root)!r} leads back to a folder above it; remove it.")
+                    where = f"The link {path!r} in {str(self.root)!r}"
+                    raise InputError(f"{where} leads back to a folder above it; remove it.")
                 yield path, None
                 yield from self._walk(path, (*above, target))
                 continue
@@ -84,6 +87,13 @@ class FolderSource:
             raise InputError(f"The link {path!r} leads out of the folder {str(self.root)!r}; copy what it points to "
                              "into the folder, or remove it.")  # fmt: skip
         return real
+
+
+def _is_folder(one: os.DirEntry[str]) -> bool:
+    try:
+        return one.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:

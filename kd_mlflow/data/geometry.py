@@ -73,9 +73,7 @@ class Affine:
         """The map that applies ``first`` to the output's coordinates, then this one."""
         a, b, c, d, e, f = self.rows
         p, q, r, s, t, u = first.rows
-        return Affine(
-            a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f
-        )
+        return Affine(a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f)
 
     def sample(self, images: Tensor, size: int) -> Tensor:
         """The images ``[B, 3, S, S]`` resampled to ``[B, 3, size, size]`` float32, in one pass."""
@@ -85,9 +83,10 @@ class Affine:
         steps = ((torch.arange(size, device=images.device, dtype=torch.float32) + 0.5) * (2 / size)) - 1
         x, y = steps.view(1, 1, -1), steps.view(1, -1, 1)
         grid = torch.stack((a * x + b * y + c, d * x + e * y + f), dim=-1)
-        return functional.grid_sample(
+        sampled = functional.grid_sample(
             images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )
+        return sampled.clamp_(0, 255)  # the four weights may add up to a hair more than 1
 
 
 def random_crop(index: np.ndarray, options: AugmentationOptions, *, seed: int, epoch: int) -> Affine:
@@ -106,9 +105,7 @@ def random_crop(index: np.ndarray, options: AugmentationOptions, *, seed: int, e
     top = uniform(seed, epoch, index, Draw.TOP) * (1 - height)
     mirrored = uniform(seed, epoch, index, Draw.MIRROR) < (0.5 if options.flip else 0.0)
     none = np.zeros(len(index))
-    return Affine(
-        np.where(mirrored, -width, width), none, 2 * left + width - 1, none, height, 2 * top + height - 1
-    )
+    return Affine(np.where(mirrored, -width, width), none, 2 * left + width - 1, none, height, 2 * top + height - 1)
 
 
 def operations(index: np.ndarray, *, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -134,9 +131,7 @@ def distortion(operation: np.ndarray, magnitude: np.ndarray, sign: np.ndarray) -
     )  # fmt: skip
 
 
-def _box(
-    index: np.ndarray, least: float, attempt: int, *, seed: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _box(index: np.ndarray, least: float, attempt: int, *, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Width and height of one attempt, as shares of the image's side."""
     area = least + (1 - least) * uniform(seed, epoch, index, Draw.AREA + attempt)
     aspect = _ASPECT_TABLE[(uniform(seed, epoch, index, Draw.ASPECT + attempt) * _ASPECTS).astype(np.int64)]

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Named, because Pillow would otherwise also try formats that start other programs (EPS: Ghostscript).
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_WANTED = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+Image.init()
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 MAX_PIXELS = 2**27
 MAX_BYTES = 2**28
 

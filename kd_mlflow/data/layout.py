@@ -85,7 +85,7 @@ def arrange(entries: Iterable[Entry], folders: set[str], what: str) -> Arrangeme
     files = sorted(entries)
     prefix = _top(files, folders)
     if prefix:
-        folders = {folder[len(prefix):] for folder in folders if folder.startswith(prefix)}
+        folders = {folder[len(prefix) :] for folder in folders if folder.startswith(prefix)}
     tops = {folder.split("/")[0] for folder in folders if folder}
     splits = _split_folders(tops, folders, what)
     items, loose = _items(files, prefix, splits)
@@ -107,9 +107,9 @@ def _top(files: list[Entry], folders: set[str]) -> str:
     """The path of the one folder that everything lies in, ending in ``/``, or nothing."""
     prefix = ""
     while True:
-        below = [folder[len(prefix):] for folder in folders if folder.startswith(prefix)]
+        below = [folder[len(prefix) :] for folder in folders if folder.startswith(prefix)]
         tops = {folder.split("/")[0] for folder in below if folder}
-        loose = any(f.path.startswith(prefix) and "/" not in f.path[len(prefix):] and _is_image(f.path) for f in files)
+        loose = any(f.path.startswith(prefix) and "/" not in f.path[len(prefix) :] and _is_image(f.path) for f in files)
         if len(tops) != 1 or loose:
             return prefix
         (only,) = tops
@@ -143,7 +143,7 @@ def _items(files: list[Entry], prefix: str, splits: dict[str, Split]) -> tuple[l
     for entry in files:
         if not entry.path.startswith(prefix):
             continue
-        path = entry.path[len(prefix):]
+        path = entry.path[len(prefix) :]
         parts = path.split("/")
         if splits and parts[0] not in splits and len(parts) > 1:
             continue

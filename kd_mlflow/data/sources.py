@@ -25,20 +25,17 @@ class Source(Protocol):
         Short name of the data set.
     held_out:
         Share of the images for each split that has to be cut.
-    warnings:
-        What a person should know about how it lies there.
     """
 
     name: str
     held_out: float
-    warnings: tuple[str, ...]
 
     def stamp(self) -> str:
         """A cheap mark that changes whenever the content may have changed."""
         ...
 
     def arrangement(self) -> Arrangement:
-        """Items and classes; the first call may download."""
+        """Items, classes and warnings; the first call may download."""
         ...
 
     def read(self, place: int) -> bytes | np.ndarray:

@@ -59,8 +59,8 @@ def assign(rows: Rows, held_out: float, seed: int) -> tuple[np.ndarray, list[str
     warnings = []
     if missing and not np.any(rows.declared == UNSAID):
         names = " and ".join(SPLITS[split] for split in missing)
-        warnings.append(f"There is no {names} split: {held_out:.0%} of train cut for {'it' if len(missing) == 1 else 'each'} "
-                        f"(seed {seed}).")  # fmt: skip
+        each = "it" if len(missing) == 1 else "each"
+        warnings.append(f"There is no {names} split: {held_out:.0%} of train is cut for {each} (seed {seed}).")
     splits[pool] = TRAIN
     order = keyed(_words(rows.digests)[:, 0], seed)
     for label in np.unique(rows.labels[pool]) if missing else ():

@@ -107,10 +107,12 @@ def prepare(options: DataOptions, home: Path, on_progress: Callable[[int, int], 
     try:
         (stores / "known").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The folder {str(stores)!r} cannot be made ({error.strerror}); set KD_MLFLOW_HOME to one that "
-                         "can be written.") from None  # fmt: skip
+        raise InputError(
+            f"The folder {str(stores)!r} cannot be made ({error.strerror}); set KD_MLFLOW_HOME to a folder that can "
+            "be written."
+        ) from None
     pointer = stores / "known" / _request(source, options)
-    found = _known(stores, pointer)
+    found, noted = _known(stores, pointer)
     if found is None:
         surveyed = survey(source, options.image_size, options.split_seed)
         with _lock(stores / f".{surveyed.key}.lock"):
@@ -121,8 +123,9 @@ def prepare(options: DataOptions, home: Path, on_progress: Callable[[int, int], 
                           max_bad=options.max_bad, on_progress=on_progress)  # fmt: skip
                     _put(folder, stores / surveyed.key)
                 found = read_meta(stores / surveyed.key)
-        _point(pointer, surveyed.key)
-    store = _open(stores / found.key, found, source)
+        noted = source.arrangement().warnings
+        _point(pointer, surveyed.key, noted)
+    store = _open(stores / found.key, found, source.name, noted)
     check_bad(store.bad, found.files, options.max_bad)
     return store
 
@@ -133,13 +136,13 @@ def _request(source: Source, options: DataOptions) -> str:
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]
 
 
-def _known(stores: Path, pointer: Path) -> Meta | None:
-    """The store that the same request led to the last time, if it is still whole."""
+def _known(stores: Path, pointer: Path) -> tuple[Meta | None, tuple[str, ...]]:
+    """The store that the same request led to the last time, if it is still whole, and what was noted then."""
     try:
-        key = pointer.read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return None
-    return _usable(stores / key) if key.isalnum() else None
+        content = json.loads(pointer.read_text(encoding="ascii"))
+        return _usable(stores / content["key"]), tuple(content["warnings"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None, ()
 
 
 def _usable(path: Path) -> Meta | None:
@@ -192,24 +195,24 @@ def _put(folder: Path, target: Path) -> None:
     os.replace(folder, target)
 
 
-def _point(pointer: Path, key: str) -> None:
+def _point(pointer: Path, key: str, noted: tuple[str, ...]) -> None:
     """Remember where a request led; without it the files are hashed once more, no worse."""
     beside = pointer.with_name(f"{pointer.name}.{os.getpid()}")
     try:
-        beside.write_text(key, encoding="ascii")
+        beside.write_text(json.dumps({"key": key, "warnings": noted}), encoding="ascii")
         os.replace(beside, pointer)
     except OSError as error:
         logger.info("%s cannot be written: %s", pointer, error)
 
 
-def _open(path: Path, meta: Meta, source: Source) -> Store:
+def _open(path: Path, meta: Meta, name: str, noted: tuple[str, ...]) -> Store:
     shape = (meta.count, 3, meta.side, meta.side)
     codes = np.load(path / manifest.SPLIT_CODES)
     return Store(
-        path=path, name=source.name, digest=meta.digest, classes=tuple(meta.classes), image_size=meta.image_size,
+        path=path, name=name, digest=meta.digest, classes=tuple(meta.classes), image_size=meta.image_size,
         side=meta.side, images=np.memmap(path / manifest.IMAGES, dtype=np.uint8, mode="r", shape=shape),
         labels=np.load(path / manifest.LABELS),
         splits={split: np.flatnonzero(codes == code) for code, split in enumerate(SPLITS)},
         mean=tuple(meta.mean), std=tuple(meta.std), bad=tuple(BadFile(*one) for one in meta.bad),
-        warnings=(*source.warnings, *meta.warnings),
+        warnings=(*noted, *meta.warnings),
     )  # fmt: skip

@@ -17,7 +17,6 @@ from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
 from kd_mlflow.reports.data import RunView
-from kd_mlflow.reports.tables import Table, quality_table
 from kd_mlflow.tracking.runs import RunWriter, read_run
 
 
@@ -30,13 +29,10 @@ class DistillResult:
     control: dict[str, Any] | None
     student: dict[str, Any]
     registered: Registered | None
-    table: Table
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object."""
-        content = asdict(self)
-        del content["table"]
-        return content
+        return asdict(self)
 
 
 def distill(
@@ -123,12 +119,11 @@ def _student(
     record_network(session, writer, plan, trained)
     student = view_of(session.client, writer.run_id)
     views = [view for view in (teacher.view, control, student) if view is not None]
-    table = quality_table(views)
     record_report(session, writer, config, views, trained.verdict.test, notes)
     _record_comparison(writer, student, teacher.view, control)
     registered = register_network(session, trained, plan) if config.register_model else None
     return DistillResult(
-        writer.run_id, summary(teacher.view), summary(control) if control else None, summary(student), registered, table
+        writer.run_id, summary(teacher.view), summary(control) if control else None, summary(student), registered
     )
 
 

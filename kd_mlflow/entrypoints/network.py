@@ -15,8 +15,7 @@ from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create
 from kd_mlflow.entrypoints.judge import Verdict, judge
 from kd_mlflow.entrypoints.session import Session
-from kd_mlflow.measures.efficiency import Efficiency
-from kd_mlflow.measures.resources import ResourceMeter
+from kd_mlflow.measures.resources import ResourceMeter, Usage
 from kd_mlflow.models.artifact import load_model, read_run_id, save_model
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.zoo import build, normalization_for
@@ -52,7 +51,7 @@ class Trained:
     network: Network
     fit: Fit
     verdict: Verdict
-    training: Efficiency
+    training: Usage
     last_folder: Path
 
 
@@ -89,7 +88,7 @@ def train_network(
     digest = file_sha256(folder.path / "model" / "model.safetensors")
     network = Network(fitted.best, writer.run_id, folder.path / "model", digest)
     images = epochs_done * task.steps_per_epoch * recipe.batch_size
-    return Trained(network, fitted, verdict, meter.summary(images), folder.path / "last")
+    return Trained(network, fitted, verdict, meter.usage(images), folder.path / "last")
 
 
 def load_network(folder: Path) -> Network:

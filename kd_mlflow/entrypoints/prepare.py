@@ -6,7 +6,7 @@ from typing import Any
 
 from kd_mlflow.config import PrepareConfig
 from kd_mlflow.data.store import prepare
-from kd_mlflow.entrypoints.session import home
+from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.terminal import Terminal
 
 

@@ -50,11 +50,12 @@ def record_network(session: Session, writer: RunWriter, recipe: Recipe, trained:
         "generalisation_gap": verdict.generalisation_gap,
         "efficiency/training_seconds": fit.training_seconds,
         "efficiency/training_seconds_per_batch": fit.seconds_per_batch,
-        **{f"efficiency/{name}": value for name, value in trained.training.metrics.items()},
+        **{f"efficiency/training_{name}": value for name, value in trained.training.metrics.items()},
     })
     writer.tags({"kd.architecture": recipe.architecture, "kd.method": recipe.method})
     writer.artifact(trained.last_folder, "checkpoints/last")
-    record_evaluation(session, writer, network, {"val": verdict.val, "test": verdict.test}, trained.training.missing)
+    record_evaluation(session, writer, network, {"val": verdict.val, "test": verdict.test},
+                      {f"training_{name}": reason for name, reason in trained.training.missing.items()})
     metrics = {f"val/{name}": value for name, value in verdict.val.metrics.items()}
     metrics |= {f"test/{name}": value for name, value in verdict.test.metrics.items()}
     writer.model(network.folder, session.store.classes, recipe.image_size, metrics)

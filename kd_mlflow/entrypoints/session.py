@@ -7,22 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 
 from kd_mlflow.config import PlaceOptions
 from kd_mlflow.data.store import Store, prepare
+from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.training.device import Precision, resolve_device, resolve_precision
-
-
-def home() -> Path:
-    """The folder of prepared stores, checkpoints and caches: KD_MLFLOW_HOME, else one of the user's."""
-    chosen = os.environ.get("KD_MLFLOW_HOME")
-    path = Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("kd-mlflow"))
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,35 @@ from typing import Any
 from rich.table import Table as Grid
 from rich.text import Text
 
-from kd_mlflow.entrypoints.distill import DistillResult
+
+COMPARED = {
+    "val/accuracy": "accuracy, validation",
+    "test/accuracy": "accuracy, test",
+    "test/macro_f1": "F1 (macro), test",
+    "test/negative_log_likelihood": "negative log-likelihood, test",
+    "test/calibration_error": "calibration error, test",
+    "test/teacher_agreement": "agreement with the teacher, test",
+    "efficiency/parameters_total": "parameters",
+    "efficiency/latency_ms_b1_median": "latency of one image, ms",
+    "efficiency/training_seconds": "training, s",
+}
 
 
-def comparison(result: DistillResult) -> Grid:
-    """Teacher, control and student side by side."""
-    return _grid(result.table.header, result.table.rows, f"Run {result.run_id}")
+def comparison(result: dict[str, Any]) -> Grid:
+    """Teacher, control and student side by side; all figures are in the run's report."""
+    networks = {role: result[role] for role in ("teacher", "control", "student") if result[role]}
+    header = ["", *[f"{role}\n{network['architecture']}" for role, network in networks.items()]]
+    if "control" in networks:
+        header.append("student\n− control")
+    rows = []
+    for key, label in COMPARED.items():
+        part, _, name = key.partition("/")
+        values = {role: network[part].get(name) for role, network in networks.items()}
+        row = [label, *[_number(value) for value in values.values()]]
+        if part != "efficiency" and values.get("control") is not None:
+            row.append(f"{values['student'] - values['control']:+.4f}")
+        rows.append(row)
+    return _grid(header, rows, f"Run {result['run_id']}")
 
 
 def one_network(result: dict[str, Any]) -> Grid:
@@ -59,11 +82,13 @@ def _grid(header: list[str], rows: list[list[str]], title: str | None = None) ->
     for name in header:
         grid.add_column(name, overflow="fold")
     for row in rows:
-        grid.add_row(*[Text(str(cell)) for cell in row])
+        grid.add_row(*[Text(str(cell)) for cell in row], *[""] * (len(header) - len(row)))
     return grid
 
 
 def _number(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)

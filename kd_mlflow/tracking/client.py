@@ -51,6 +51,8 @@ def connect(tracking_uri: str = "") -> MlflowClient:
     InputError
         The store does not answer, refuses, or is not one; never names credentials.
     """
+    # MLflow's own progress bars would stand between the lines of whoever calls.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
@@ -131,9 +133,14 @@ def _check_server(uri: str) -> None:
     place = redact(uri)
     try:
         answer = http_request(
-            get_default_host_creds(uri), "/api/2.0/mlflow/experiments/search?max_results=1", "GET",
-            max_retries=1, backoff_factor=0, timeout=ANSWER_SECONDS, raise_on_status=False,
-        )  # fmt: skip
+            get_default_host_creds(uri),
+            "/api/2.0/mlflow/experiments/search?max_results=1",
+            "GET",
+            max_retries=1,
+            backoff_factor=0,
+            timeout=ANSWER_SECONDS,
+            raise_on_status=False,
+        )
     except (MlflowException, requests.RequestException):
         raise InputError(
             f"The tracking server {place} does not answer; start it, or name another with --tracking-uri."
@@ -188,15 +195,11 @@ def _check_sqlite(uri: str, database: Path) -> None:
 
 @contextmanager
 def _creation_lock(database: Path) -> Iterator[None]:
-    try:
-        handle = Path(f"{database}.lock").open("w")
-    except OSError as error:
-        if database.exists():  # a store in a read-only folder can still be read
-            yield
-            return
-        raise InputError(
-            f"The tracking store {database} cannot be created: {error.strerror}; name another with --tracking-uri."
-        ) from None
-    with handle:
+    if not os.access(database.parent, os.W_OK):
+        if not database.exists():
+            raise InputError(f"The tracking store {database} cannot be created: {database.parent} is not writable.")
+        yield  # a store in a read-only folder can still be read
+        return
+    with Path(f"{database}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -86,7 +86,9 @@ def _download(client: MlflowClient, location: str, folder: Path, what: str) -> N
         name = names.pop()
         try:
             download_artifacts(
-                artifact_uri=f"{location.rstrip('/')}/data/{name}", dst_path=str(folder), tracking_uri=client.tracking_uri
+                artifact_uri=f"{location.rstrip('/')}/data/{name}",
+                dst_path=str(folder),
+                tracking_uri=client.tracking_uri,
             )
         except (MlflowException, OSError) as error:
             raise InputError(f"{what} has no file {name} that can be read: {one_line(error)}") from None

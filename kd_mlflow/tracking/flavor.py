@@ -43,7 +43,12 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def log_model(
-    client: MlflowClient, run_id: str, folder: Path, classes: Sequence[str], image_size: int, metrics: Mapping[str, float]
+    client: MlflowClient,
+    run_id: str,
+    folder: Path,
+    classes: Sequence[str],
+    image_size: int,
+    metrics: Mapping[str, float],
 ) -> str:
     """Log a model folder under a run, with its figures and data set; returns the model's id, READY.
 
@@ -88,9 +93,13 @@ def write_flavor(target: Path, folder: Path, description: Model) -> None:
     _write_environment(target)
     description.add_flavor("pytorch", model_data="data", pytorch_version=str(torch.__version__), code=None)
     mlflow.pyfunc.add_to_model(
-        description, loader_module=module, data="data", code="code", conda_env="conda.yaml",
+        description,
+        loader_module=module,
+        data="data",
+        code="code",
+        conda_env="conda.yaml",
         python_env="python_env.yaml",
-    )  # fmt: skip
+    )
     description.save(str(target / "MLmodel"))
 
 
@@ -100,15 +109,21 @@ def _create(
     run = get_run(client, run_id)
     params = {"classes": str(len(classes)), "image_size": str(image_size)}
     created = client.create_logged_model(
-        run.info.experiment_id, name="model", source_run_id=run_id, tags=digests, params=params,
+        run.info.experiment_id,
+        name="model",
+        source_run_id=run_id,
+        tags=digests,
+        params=params,
         model_type="image-classifier",
-    )  # fmt: skip
+    )
     try:
         with TemporaryDirectory() as scratch:
             description = Model(
-                artifact_path=created.artifact_location, run_id=run_id, model_id=created.model_id,
+                artifact_path=created.artifact_location,
+                run_id=run_id,
+                model_id=created.model_id,
                 model_uuid=created.model_id,
-            )  # fmt: skip
+            )
             write_flavor(Path(scratch) / "model", folder, description)
             client.log_model_artifacts(created.model_id, str(Path(scratch) / "model"))
         client.log_outputs(run_id, [LoggedModelOutput(created.model_id, step=0)])

@@ -28,9 +28,16 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def leaderboard(
-    client: MlflowClient, *, role: str | None = None, status: str | None = None, experiment: str | None = None,
-    filter_string: str = "", sort: str = "val/accuracy", ascending: bool = False, limit: int = 100,
-) -> list[dict[str, Any]]:  # fmt: skip
+    client: MlflowClient,
+    *,
+    role: str | None = None,
+    status: str | None = None,
+    experiment: str | None = None,
+    filter_string: str = "",
+    sort: str = "val/accuracy",
+    ascending: bool = False,
+    limit: int = 100,
+) -> list[dict[str, Any]]:
     """One object a run of ours, in whatever state, deleted ones left out.
 
     Parameters

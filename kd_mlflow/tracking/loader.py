@@ -28,7 +28,11 @@ import pandas as pd
 import torch
 from PIL import Image, ImageOps
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+Image.init()
+# Named, because Pillow would otherwise also try formats that start other programs; MPO comes with JPEG.
+FORMATS = [
+    name for name in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if name in Image.OPEN
+]
 MAX_PIXELS = 2**27
 BATCH = 64
 

@@ -66,9 +66,7 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise InputError(
-            f"There is no run {run_id} in this store; `kd-mlflow runs` lists those there are."
-        ) from None
+        raise InputError(f"There is no run {run_id} in this store; `kd-mlflow runs` lists those there are.") from None
 
 
 def record_of(run: Run) -> RunRecord:
@@ -157,9 +155,12 @@ def search(client: MlflowClient, filter_string: str, experiment_ids: Sequence[st
     token = None
     while experiment_ids:
         page = client.search_runs(
-            list(experiment_ids), filter_string, max_results=PAGE, page_token=token,
+            list(experiment_ids),
+            filter_string,
+            max_results=PAGE,
+            page_token=token,
             order_by=["attributes.start_time DESC"],
-        )  # fmt: skip
+        )
         found += [record_of(run) for run in page]
         token = page.token
         if not token:

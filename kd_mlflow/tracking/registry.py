@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,21 +16,28 @@ import torch
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.tracking.client import one_line
 from kd_mlflow.tracking.fetch import fetch, verify
 from kd_mlflow.tracking.flavor import file_digests, newest_model
-from kd_mlflow.tracking.records import quote
+from kd_mlflow.tracking.versions import (
+    CHAMPION,
+    ModelVersionInfo,
+    champion,
+    info_of,
+    model_or_none,
+    resolve,
+    versions_of,
+)
 
-CHAMPION = "champion"
+__all__ = ["ModelVersionInfo", "Registered", "champion", "pull", "register", "resolve", "run_model"]
+
 CHALLENGER = "challenger"
 # Set when a version's place is settled; until then whoever settles another one takes it into account.
 SETTLED = "kd.settled"
 TOLERANCE = 1e-4
-LISTED = 10
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +51,16 @@ class Registered:
     alias: Literal["champion", "challenger"]
 
 
-@dataclass(frozen=True)
-class ModelVersionInfo:
-    """A version as it stands in the registry."""
-
-    name: str
-    version: int
-    run_id: str
-    tags: dict[str, str]
-
-
 def register(
-    client: MlflowClient, *, run_id: str, name: str, folder: Path, tags: Mapping[str, str], check_images: np.ndarray,
+    client: MlflowClient,
+    *,
+    run_id: str,
+    name: str,
+    folder: Path,
+    tags: Mapping[str, str],
+    check_images: np.ndarray,
     check_logits: np.ndarray,
-) -> Registered:  # fmt: skip
+) -> Registered:
     """Register the model that a run logged, once the store's copy was seen to work.
 
     The copy in the store is loaded through both flavors and must give the same logits. The alias
@@ -91,40 +93,6 @@ def register(
     tags = {**tags, "kd.run_id": run_id, "kd.model_id": model.model_id, **digests}
     version = _create_version(client, name, model, run_id, {key: str(value)[:5000] for key, value in tags.items()})
     return _settle(client, name, version)
-
-
-def champion(client: MlflowClient, name: str) -> ModelVersionInfo | None:
-    """The version that carries the alias champion, or None."""
-    return _champion(client, _model_or_none(client, name))
-
-
-def resolve(client: MlflowClient, uri: str) -> ModelVersionInfo:
-    """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means (``models:/`` may be left out).
-
-    Raises
-    ------
-    InputError
-        There is none; lists what there is.
-    """
-    asked = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@([^/:@]+)|/(\d+))?", uri)
-    if asked is None:
-        raise InputError(f"{uri} is no name of a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION.")
-    name, alias, number = asked.groups()
-    model = _model_or_none(client, name)
-    if model is None:
-        names = sorted(found.name for found in _pages(client.search_registered_models))
-        there = f"it holds {_listed(names)}" if names else "it is empty"
-        raise InputError(f"There is no model '{name}' in the registry; {there}.")
-    number = number or model.aliases.get(alias)
-    if number is not None:
-        try:
-            return _info(client.get_model_version(name, str(number)))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-    aliases = [f"@{known} (version {of})" for known, of in sorted(model.aliases.items())]
-    versions = [f"/{found.version}" for found in sorted(_versions(client, name), key=lambda v: -v.version)]
-    raise InputError(f"There is no {uri} in the registry; {name} has {_listed(aliases + versions) or 'no version'}.")
 
 
 def pull(client: MlflowClient, uri: str, dest: Path) -> Path:
@@ -187,18 +155,19 @@ def _check_copy(copy: Path, digests: Mapping[str, str], images: np.ndarray, logi
 
 def _create_version(
     client: MlflowClient, name: str, model: LoggedModel, run_id: str, tags: dict[str, str]
-) -> ModelVersion:
+) -> ModelVersionInfo:
     try:
-        if _model_or_none(client, name) is None:
+        if model_or_none(client, name) is None:
             _create_model(client, name)
-        for known in _versions(client, name):
-            if known.model_id == model.model_id:
+        for known in versions_of(client, name):
+            if known.tags.get("kd.model_id") == model.model_id:
                 return known
-        return client.create_model_version(
+        made = client.create_model_version(
             name, model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
         )
     except MlflowException as error:
         raise InputError(f"The registry refuses the model '{name}': {one_line(error)}") from None
+    return info_of(made)
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
@@ -209,23 +178,24 @@ def _create_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _settle(client: MlflowClient, name: str, own: ModelVersion) -> Registered:
+def _settle(client: MlflowClient, name: str, own: ModelVersionInfo) -> Registered:
     """Give the version its alias, such that of several being registered at once the best ends as champion.
 
     No lock spans machines. Instead each process reads the rivals *before* the champion, counts as
     rivals all that are not settled or came later, and looks again after it moved the alias, so that
     whoever moves it last has seen everybody.
     """
-    unsettled: dict[int, ModelVersion] = {}
+    if SETTLED in own.tags:
+        holder = champion(client, name)
+        return Registered(name, own.version, CHAMPION if holder and holder.version == own.version else CHALLENGER)
+    rivals = {own.version: own}
     while True:
-        for found in _versions(client, name):
+        for found in versions_of(client, name):
             if SETTLED not in found.tags or found.version > own.version:
-                unsettled[found.version] = found
-        unsettled.setdefault(own.version, own)
-        best = holder = _champion(client, _model_or_none(client, name))
-        for number in sorted(unsettled):
-            rival = _info(unsettled[number])
-            if best is None or (rival.version != best.version and _beats(rival, best)):
+                rivals[found.version] = found
+        best = holder = champion(client, name)
+        for _, rival in sorted(rivals.items()):
+            if best is None or _beats(rival, best):
                 best = rival
         if holder is not None and best.version == holder.version:
             break
@@ -236,8 +206,11 @@ def _settle(client: MlflowClient, name: str, own: ModelVersion) -> Registered:
         if best.tags.get("kd.dataset_digest") != own.tags.get("kd.dataset_digest"):
             logger.warning(
                 "The champion of %s, version %d, was trained on other data; version %d cannot be compared with it and "
-                "becomes the challenger.", name, best.version, own.version,
-            )  # fmt: skip
+                "becomes the challenger.",
+                name,
+                best.version,
+                own.version,
+            )
     client.set_model_version_tag(name, str(own.version), SETTLED, "true")
     return Registered(name, own.version, alias)
 
@@ -257,43 +230,3 @@ def _number(version: ModelVersionInfo, tag: str, otherwise: float) -> float:
     except (KeyError, ValueError):
         return otherwise
     return otherwise if np.isnan(value) else value
-
-
-def _champion(client: MlflowClient, model: RegisteredModel | None) -> ModelVersionInfo | None:
-    number = model.aliases.get(CHAMPION) if model else None
-    return _info(client.get_model_version(model.name, str(number))) if number is not None else None
-
-
-def _model_or_none(client: MlflowClient, name: str) -> RegisteredModel | None:
-    try:
-        return client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise InputError(f"The registry cannot look up '{name}': {one_line(error)}") from None
-
-
-def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    found = _pages(lambda max_results, page_token: client.search_model_versions(
-        f"name = {quote(name)}", max_results=max_results, page_token=page_token))  # fmt: skip
-    for version in found:
-        version._version = int(version.version)
-    return found
-
-
-def _pages(search: Callable[..., list]) -> list:
-    found, token = [], None
-    while True:
-        page = search(max_results=100, page_token=token)
-        found, token = found + list(page), page.token
-        if not token:
-            return found
-
-
-def _info(version: ModelVersion) -> ModelVersionInfo:
-    return ModelVersionInfo(version.name, int(version.version), version.run_id or "", dict(version.tags))
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

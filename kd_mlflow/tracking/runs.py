@@ -36,8 +36,16 @@ from kd_mlflow.tracking.records import (
 )
 
 __all__ = [
-    "RunRecord", "RunWriter", "Status", "adopt_run_id", "download", "find_runs", "history", "read_json", "read_run",
-]  # fmt: skip
+    "RunRecord",
+    "RunWriter",
+    "Status",
+    "adopt_run_id",
+    "download",
+    "find_runs",
+    "history",
+    "read_json",
+    "read_run",
+]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -78,9 +86,16 @@ class RunWriter:
 
     @classmethod
     def open(
-        cls, client: MlflowClient, *, role: str, experiment: str, run_name: str, tags: Mapping[str, str],
-        run_id: str | None = None, parent_run_id: str | None = None,
-    ) -> RunWriter:  # fmt: skip
+        cls,
+        client: MlflowClient,
+        *,
+        role: str,
+        experiment: str,
+        run_name: str,
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+    ) -> RunWriter:
         """A new run, or an existing one to go on with.
 
         Parameters
@@ -199,9 +214,12 @@ class RunWriter:
             What the run does with it: training, evaluation.
         """
         entity = Dataset(
-            name=encode.clean(name, 500), digest=digest[:DIGEST_CHARACTERS], source_type="local",
-            source=encode.to_json({"uri": redact(source)}, indent=None), profile=encode.to_json(profile, indent=None),
-        )  # fmt: skip
+            name=encode.clean(name, 500),
+            digest=digest[:DIGEST_CHARACTERS],
+            source_type="local",
+            source=encode.to_json({"uri": redact(source)}, indent=None),
+            profile=encode.to_json(profile, indent=None),
+        )
         self.client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
     def environment(self) -> None:
@@ -211,7 +229,10 @@ class RunWriter:
             for found in importlib.metadata.distributions()
             if found.metadata["Name"]
         }
-        head = [f"# Python {platform.python_version()} ({platform.python_implementation()})", f"# {platform.platform()}"]
+        head = [
+            f"# Python {platform.python_version()} ({platform.python_implementation()})",
+            f"# {platform.platform()}",
+        ]
         self.text("environment.txt", "\n".join([*head, *sorted(installed, key=str.lower)]) + "\n")
 
     def model(self, folder: Path, classes: Sequence[str], image_size: int, metrics: Mapping[str, float]) -> str:
@@ -227,7 +248,10 @@ class RunWriter:
             return
         try:
             self._monitor = SystemMetricsMonitor(
-                self.run_id, sampling_interval=SYSTEM_SECONDS, resume_logging=True, tracking_uri=self.client.tracking_uri
+                self.run_id,
+                sampling_interval=SYSTEM_SECONDS,
+                resume_logging=True,
+                tracking_uri=self.client.tracking_uri,
             )
             self._monitor.start()
         except Exception as error:  # a figure less is no reason to lose the run

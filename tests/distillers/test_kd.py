@@ -44,7 +44,7 @@ def test_large_temperature_tends_to_the_logit_difference():
     delta = TEACHER - STUDENT
     limit = (delta - delta.mean(dim=1, keepdim=True)).pow(2).sum(dim=1).mean() / (2 * 4)
     assert limit.item() == pytest.approx(0.367188, abs=1e-6)
-    assert kd_loss(STUDENT, TEACHER, 1e6).item() == pytest.approx(limit.item(), abs=1e-5)
+    assert kd_loss(STUDENT, TEACHER, 1e4).item() == pytest.approx(limit.item(), abs=3e-5)
 
 
 def test_total_of_the_source_report_has_the_golden_value():

@@ -1,0 +1,1 @@
+"""Quality, calibration, agreement and cost; nothing here trains or records."""

@@ -1,0 +1,114 @@
+"""What a network costs: its size, its arithmetic, its time, its memory, its energy."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd_mlflow.measures.resources import ResourceMeter
+
+MIB = 2**20
+WARM_UP = 5
+LATENCY_RUNS = (30, 200)
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Figures by name, and the reason for each that could not be measured."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def measure(
+    model: nn.Module, *, image_size: int, device: torch.device, batch_size: int, file: Path | None = None,
+    seconds: float = 3.0,
+) -> Efficiency:
+    """Size, FLOPs, latency, throughput, memory and energy of inference on uint8 images.
+
+    FLOPs count a multiplication and an addition as two, for one image. Latency is that of single
+    images after a warm-up; throughput that of batches of ``batch_size``. Peak memory is the
+    allocator's on a GPU, the process's resident set on a CPU. Sizes are in MiB.
+
+    Parameters
+    ----------
+    file:
+        The weights file whose size is given.
+    seconds:
+        Time for the latency and for the throughput measurement each, at most.
+    """
+    was_training = model.training
+    model.to(device).eval()
+    metrics = _sizes(model)
+    if file is not None:
+        metrics["file_mib"] = file.stat().st_size / MIB
+    one = torch.randint(0, 256, (1, 3, image_size, image_size), dtype=torch.uint8, device=device)
+    many = one.repeat(batch_size, 1, 1, 1)
+    with torch.inference_mode():
+        metrics["flops"] = float(_flops(model, one))
+        times = _timed(lambda: model(one), device, seconds, LATENCY_RUNS)
+        metrics["latency_ms_b1_median"] = statistics.median(times) * 1e3
+        metrics["latency_ms_b1_p95"] = float(np.percentile(times, 95)) * 1e3
+        with ResourceMeter(device) as meter:
+            times = _timed(lambda: model(many), device, seconds, (3, 100))
+    model.train(was_training)
+    metrics["throughput_images_per_s"] = batch_size / statistics.median(times)
+    metrics["throughput_batch_size"] = float(batch_size)
+    used = meter.usage(images=batch_size * (len(times) + WARM_UP))
+    names = {"peak_memory_mib": "inference_peak_memory_mib", "joules_per_image": "inference_joules_per_image",
+             "power_w_mean": "inference_power_w"}
+    metrics |= {names[name]: value for name, value in used.metrics.items() if name in names}
+    return Efficiency(metrics, {names[name]: reason for name, reason in used.missing.items() if name in names})
+
+
+def _sizes(model: nn.Module) -> dict[str, float]:
+    parameters, buffers = list(model.parameters()), list(model.buffers())
+    return {
+        "parameters_total": float(sum(tensor.numel() for tensor in parameters)),
+        "parameters_trainable": float(sum(tensor.numel() for tensor in parameters if tensor.requires_grad)),
+        "parameters_mib": _mib(parameters),
+        "buffers_total": float(sum(tensor.numel() for tensor in buffers)),
+        "buffers_mib": _mib(buffers),
+    }
+
+
+def _mib(tensors: list[Tensor]) -> float:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB
+
+
+def _flops(model: nn.Module, image: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops()
+
+
+def _timed(
+    run: Callable[[], object], device: torch.device, seconds: float, runs: tuple[int, int]
+) -> list[float]:
+    """Seconds of each run, after a warm-up: at least ``runs[0]``, then until the time or ``runs[1]`` is up."""
+    for _ in range(WARM_UP):
+        run()
+    _wait(device)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < runs[0] or (len(times) < runs[1] and time.perf_counter() < end):
+        started = time.perf_counter()
+        run()
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,84 @@
+"""NVML: power, energy and utilisation of the GPUs that PyTorch uses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+MILLI = 1e-3
+
+
+@dataclass(frozen=True)
+class GpuSample:
+    """One look at one device: watts, per cent busy, and joules since the driver was loaded (None: no counter)."""
+
+    watts: float | None
+    busy: float | None
+    joules: float | None
+
+
+class Gpu:
+    """One device, through a module that speaks NVML's API (``pynvml``)."""
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self.nvml = nvml
+        self.handle = handle
+
+    def sample(self) -> GpuSample:
+        """What the device tells now; None for what this card cannot."""
+        watts = self._ask(lambda: self.nvml.nvmlDeviceGetPowerUsage(self.handle) * MILLI)
+        busy = self._ask(lambda: float(self.nvml.nvmlDeviceGetUtilizationRates(self.handle).gpu))
+        joules = self._ask(lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) * MILLI)
+        return GpuSample(watts, busy, joules)
+
+    def _ask(self, question: Any) -> float | None:
+        try:
+            return question()
+        except self.nvml.NVMLError:
+            return None
+
+
+def open_gpu(index: int, nvml: Any = None, visible: str | None = None) -> Gpu | str:
+    """The device that PyTorch calls ``cuda:index``, or the reason why it cannot be read.
+
+    NVML numbers all devices of the machine; CUDA_VISIBLE_DEVICES says which of them, by number or
+    UUID and in which order, PyTorch sees.
+    """
+    nvml = nvml or _pynvml()
+    if isinstance(nvml, str):
+        return nvml
+    try:
+        nvml.nvmlInit()
+        listed = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
+        names = [name.strip() for name in listed.split(",")] if listed else []
+        name = names[index] if index < len(names) else str(index)
+        if name.isdigit():
+            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(name)))
+        return Gpu(nvml, _by_uuid(nvml, name))
+    except nvml.NVMLError as error:
+        return f"NVML: {error}"
+
+
+def nvml_state() -> str | None:
+    """None if NVML answers, else the reason why not."""
+    found = open_gpu(0)
+    return found if isinstance(found, str) else None
+
+
+def _by_uuid(nvml: Any, name: str) -> Any:
+    """A UUID may be cut short as long as it is unique."""
+    for number in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(number)
+        uuid = nvml.nvmlDeviceGetUUID(handle)
+        if (uuid.decode() if isinstance(uuid, bytes) else uuid).startswith(name):
+            return handle
+    return nvml.nvmlDeviceGetHandleByUUID(name)
+
+
+def _pynvml() -> Any:
+    try:
+        import pynvml
+    except ImportError:
+        return "the package nvidia-ml-py is not installed"
+    return pynvml

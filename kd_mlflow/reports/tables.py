@@ -1,0 +1,124 @@
+"""The tables of a comparison: quality (the source report's table VII) and cost (its table VIII)."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kd_mlflow.reports.data import RunView
+
+QUALITY = {
+    "accuracy": "accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "macro_precision": "precision (macro)",
+    "macro_recall": "recall (macro)",
+    "macro_f1": "F1 (macro)",
+    "weighted_precision": "precision (weighted)",
+    "weighted_recall": "recall (weighted)",
+    "weighted_f1": "F1 (weighted)",
+    "mean_average_precision": "mean average precision",
+    "negative_log_likelihood": "negative log-likelihood",
+    "calibration_error": "calibration error",
+    "teacher_agreement": "agreement with the teacher",
+    "teacher_kl": "KL(teacher ‖ student), nats",
+}
+COST = {
+    "parameters_total": ("parameters", "{:,.0f}"),
+    "parameters_trainable": ("parameters, trainable", "{:,.0f}"),
+    "parameters_mib": ("parameters, MiB", "{:.2f}"),
+    "buffers_mib": ("buffers, MiB", "{:.3f}"),
+    "file_mib": ("weights file, MiB", "{:.2f}"),
+    "flops": ("FLOPs an image", "{:.3g}"),
+    "latency_ms_b1_median": ("latency of one image, median, ms", "{:.2f}"),
+    "latency_ms_b1_p95": ("latency of one image, 95th percentile, ms", "{:.2f}"),
+    "throughput_images_per_s": ("throughput, images/s", "{:.0f}"),
+    "throughput_batch_size": ("… at a batch of", "{:.0f}"),
+    "inference_peak_memory_mib": ("peak memory, inference, MiB", "{:.0f}"),
+    "inference_power_w": ("power, inference, W", "{:.1f}"),
+    "inference_joules_per_image": ("energy an image, inference, J", "{:.3g}"),
+    "training_seconds": ("training, s", "{:.1f}"),
+    "training_seconds_per_batch": ("training, s a batch", "{:.4f}"),
+    "training_peak_memory_mib": ("peak memory, training, MiB", "{:.0f}"),
+    "training_gpu_utilisation_mean": ("GPU utilisation, training, %", "{:.0f}"),
+    "training_power_w_mean": ("power, training, W", "{:.1f}"),
+    "training_joules_per_image": ("energy an image, training, J", "{:.3g}"),
+    "training_energy_j": ("energy of the training, J", "{:.0f}"),
+}
+FORMULA = re.compile(r"^[=+\-@\t\r]")
+NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of text."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    def to_csv(self) -> str:
+        """Comma-separated; a cell that a spreadsheet would calculate is shown as text."""
+        out = io.StringIO()
+        writer = csv.writer(out)
+        writer.writerows([[_harmless(cell) for cell in row] for row in [self.header, *self.rows]])
+        return out.getvalue()
+
+    def to_html(self) -> str:
+        """An HTML table, everything escaped; a first column of names, then right-aligned figures."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def quality_table(views: Sequence[RunView], splits: Sequence[str] = ("val", "test")) -> Table:
+    """Quality of each network on validation and test, and the student's gain over the control."""
+    by_role = {view.role: view for view in views}
+    compared = "student" in by_role and "control" in by_role
+    header = ["", *[_title(view) for view in views], *(["student − control"] if compared else [])]
+    rows = []
+    for split in splits:
+        for name, label in QUALITY.items():
+            key = f"{split}/{name}"
+            if not any(key in view.metrics for view in views):
+                continue
+            row = [f"{split} {label}", *[_figure(view.metrics.get(key)) for view in views]]
+            if compared:
+                ours, theirs = by_role["student"].metrics.get(key), by_role["control"].metrics.get(key)
+                row.append("" if ours is None or theirs is None else f"{ours - theirs:+.4f}")
+            rows.append(row)
+    if any("generalisation_gap" in view.metrics for view in views):
+        gap = [_figure(view.metrics.get("generalisation_gap")) for view in views]
+        rows.append(["training − validation accuracy", *gap, *([""] if compared else [])])
+    return Table(header, rows)
+
+
+def efficiency_table(views: Sequence[RunView]) -> Table:
+    """Cost of each network; what was not measured is empty, with its reason where all lack it."""
+    rows = []
+    for name, (label, form) in COST.items():
+        key = f"efficiency/{name}"
+        values = [view.metrics.get(key) for view in views]
+        reasons = {view.missing[name] for view in views if name in view.missing}
+        if all(value is None for value in values):
+            if reasons:
+                rows.append([label, f"not measured: {'; '.join(sorted(reasons))}", *[""] * (len(views) - 1)])
+            continue
+        rows.append([label, *["" if value is None else form.format(value) for value in values]])
+    return Table(["", *[_title(view) for view in views]], rows)
+
+
+def _title(view: RunView) -> str:
+    return f"{view.role} ({view.architecture})"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _harmless(cell: str) -> str:
+    return f"'{cell}" if FORMULA.match(cell) and not NUMBER.match(cell) else cell

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_mlflow.data.images import BadImage, decode, read_image
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def reason(data: bytes) -> str:
+    with pytest.raises(BadImage) as caught:
+        read_image(data, 8)
+    return caught.value.reason
+
+
+def quarters() -> Image.Image:
+    """Red above, blue below; left half darker."""
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    pixels[:32, :32, 0], pixels[:32, 32:, 0], pixels[32:, :32, 2], pixels[32:, 32:, 2] = 100, 200, 100, 200
+    return Image.fromarray(pixels)
+
+
+def test_square_of_the_stored_side_is_kept_bit_for_bit(photo):
+    image = photo(0, 16, 16)
+    assert np.array_equal(read_image(encoded(image, "PNG"), 16), np.asarray(image).transpose(2, 0, 1))
+
+
+def test_path_and_bytes_give_the_same_pixels(tmp_path: Path, photo):
+    path = tmp_path / 'a\n"quoted" \'\u00fc\u732b.jpg'
+    path.write_bytes(encoded(photo(1, 50, 30), "JPEG"))
+    assert np.array_equal(read_image(path, 16), read_image(path.read_bytes(), 16))
+
+
+def test_aspect_is_kept_and_the_centre_cut_out():
+    pixels = np.zeros((30, 90, 3), dtype=np.uint8)
+    pixels[:, 30:60] = 255
+    assert (read_image(encoded(Image.fromarray(pixels), "PNG"), 15)[:, :, 1:-1] == 255).all()
+    assert (read_image(encoded(Image.fromarray(pixels.transpose(1, 0, 2)), "PNG"), 15)[:, 1:-1] == 255).all()
+
+
+def test_shrinking_averages_instead_of_skipping_pixels():
+    stripes = np.tile(np.array([0, 255], dtype=np.uint8), (128, 64))
+    shrunk = read_image(encoded(Image.fromarray(stripes), "PNG"), 16)
+    assert np.abs(shrunk.astype(int) - 127).max() <= 20
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation: int):
+    upright = quarters().resize((64, 48))
+    undo = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}.get(orientation, [])
+    stored = upright
+    for transpose in undo:
+        stored = stored.transpose(Image.Transpose(transpose))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    result = decode(encoded(stored, "PNG", exif=exif), 8)
+    assert (result.width, result.height) == (64, 48)
+    assert np.array_equal(result.pixels, read_image(encoded(upright, "PNG"), 8))
+
+
+def test_damaged_exif_does_not_spoil_a_picture(photo):
+    assert read_image(encoded(photo(2), "JPEG", exif=b"Exif\x00\x00garbage"), 8).shape == (3, 8, 8)
+
+
+def test_grey_becomes_three_equal_channels(photo):
+    grey = photo(3, 16, 16).convert("L")
+    for kind in ("PNG", "JPEG"):
+        pixels = read_image(encoded(grey, kind), 16)
+        assert np.array_equal(pixels[0], pixels[1])
+        assert np.array_equal(pixels[0], pixels[2])
+    assert np.array_equal(read_image(encoded(grey, "PNG"), 16)[0], np.asarray(grey))
+
+
+def test_palette_keeps_its_colours():
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    for kind in ("PNG", "GIF"):
+        assert read_image(encoded(image, kind), 16)[:, 5, 5].tolist() == [10, 200, 30]
+
+
+def test_transparent_pixels_become_white():
+    pixels = np.zeros((16, 16, 4), dtype=np.uint8)
+    pixels[:, 8:] = (255, 0, 0, 255)
+    result = read_image(encoded(Image.fromarray(pixels), "PNG"), 16)
+    assert result[:, 4, 2].tolist() == [255, 255, 255]
+    assert result[:, 4, 12].tolist() == [255, 0, 0]
+
+
+def test_transparent_palette_entry_becomes_white():
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    assert read_image(encoded(image, "PNG", transparency=1), 16)[:, 5, 5].tolist() == [255, 255, 255]
+
+
+def test_cmyk_is_converted():
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red, green, blue = read_image(encoded(image, "JPEG", quality=95), 16)[:, 8, 8].tolist()
+    assert red > 245
+    assert max(green, blue) < 10
+
+
+def test_sixteen_bits_keep_their_range():
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    for kind in ("PNG", "TIFF"):
+        assert np.array_equal(read_image(encoded(Image.fromarray(ramp), kind), 16)[0].ravel(), np.arange(256))
+
+
+def test_large_jpeg_equals_its_full_decoding_within_two_levels(photo):
+    image = photo(4, 40, 30).resize((1600, 1200), Image.Resampling.BICUBIC)
+    fast = read_image(encoded(image, "JPEG", quality=95), 64).astype(int)
+    assert np.abs(fast - read_image(encoded(image, "PNG"), 64)).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["BMP", "WEBP", "TIFF", "PPM", "GIF"])
+def test_other_formats_are_read(kind: str, photo):
+    assert read_image(encoded(photo(5), kind), 8).shape == (3, 8, 8)
+
+
+def test_empty_file_is_named_so():
+    assert reason(b"") == "the file is empty"
+
+
+def test_text_is_not_an_image():
+    assert "not an image" in reason(b"hello, I am a readme\n" * 20)
+
+
+def test_postscript_is_not_read():
+    assert "not an image" in reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_truncated_file_is_bad(kind: str, photo):
+    data = encoded(photo(6, 100, 100), kind)
+    assert reason(data[: len(data) // 2])
+
+
+def test_thirty_thousand_pixels_square_is_refused_before_decoding():
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    assert "absurdly large" in reason(data)
+
+
+def test_thin_strip_is_cut_before_it_is_scaled():
+    pixels = read_image(encoded(Image.new("RGB", (60000, 2), "red"), "PNG"), 256)
+    assert (pixels == np.array([255, 0, 0]).reshape(3, 1, 1)).all()
+
+
+def test_missing_file_is_bad_with_the_systems_reason(tmp_path: Path):
+    with pytest.raises(BadImage, match="No such file"):
+        read_image(tmp_path / "absent.png", 8)
