@@ -109,7 +109,7 @@ def _top(files: list[Entry], folders: set[str]) -> str:
     while True:
         below = [folder[len(prefix) :] for folder in folders if folder.startswith(prefix)]
         tops = {folder.split("/")[0] for folder in below if folder}
-        loose = any(f.path.startswith(prefix) and "/" not in f.path[len(prefix) :] and _is_image(f.path) for f in files)
+        loose = any(f.path.startswith(prefix) and "/" not in f.path[len(prefix) :] and is_image(f.path) for f in files)
         if len(tops) != 1 or loose:
             return prefix
         (only,) = tops
@@ -148,7 +148,7 @@ def _items(files: list[Entry], prefix: str, splits: dict[str, Split]) -> tuple[l
         if splits and parts[0] not in splits and len(parts) > 1:
             continue
         if len(parts) < (3 if splits else 2):
-            if _is_image(path):
+            if is_image(path):
                 loose.append(path)
             continue
         label = parts[1] if splits else parts[0]
@@ -168,5 +168,6 @@ def _check_classes(classes: tuple[str, ...], items: list[Item], what: str) -> No
         raise InputError(f"{what} has one class only, {classes[0]!r}; a classifier needs at least two.")
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Whether a file's name says that it is an image."""
     return path.lower().endswith(_IMAGE_ENDINGS)

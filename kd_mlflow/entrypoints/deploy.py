@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd_mlflow.data.images import SUFFIXES, BadImage, read_image
-from kd_mlflow.data.store import store_side
+from kd_mlflow.data.build import side_of
+from kd_mlflow.data.images import BadImage, read_image
+from kd_mlflow.data.layout import is_image
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import load_model
@@ -39,7 +40,7 @@ def predict_images(
     place = resolve_device(device)
     model = load_model(folder).to(place).eval()
     spec, files = model.spec, _files(images)
-    side, predictions, unreadable = store_side(spec.image_size), [], []
+    side, predictions, unreadable = side_of(spec.image_size), [], []
     bar = terminal.preparing("Predicting")
     for first in range(0, len(files), batch_size):
         group = files[first : first + batch_size]
@@ -84,7 +85,7 @@ def _files(images: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in images:
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files += sorted(file for file in path.rglob("*") if is_image(file.name))
         elif path.is_file():
             files.append(path)
         else:

@@ -1,45 +1,162 @@
-"""provisional"""
+"""The model folder: weights, recipe and program, with digests; what is registered, pulled and used."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import shutil
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from kd_mlflow.errors import InputError
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.zoo import build
 
+FORMAT = 1
+WEIGHTS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "model.pt2"
+DESCRIPTION_BYTES = 2**24
 
-def save_model(folder: Path, model: Classifier, *, run_id: str = "", extra=None, program: bool = True) -> None:
-    import copy
+
+class Description(BaseModel):
+    """The content of ``model.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = Field(le=FORMAT)
+    spec: ModelSpec
+    run_id: str = ""
+    digests: dict[str, str]
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+def save_model(
+    folder: Path, model: Classifier, *, run_id: str = "", extra: dict[str, Any] | None = None, program: bool = True
+) -> None:
+    """Write a network as a folder, whole or not at all; an older one of the same name is replaced.
+
+    Parameters
+    ----------
+    run_id:
+        The run that trained it.
+    program:
+        Also write ``model.pt2``, the exported network: uint8 pixels ``[B, 3, S, S]`` in, logits out, B free.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     own = copy.deepcopy(model).cpu().eval()
-    tmp = folder.with_name(folder.name + ".part")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in own.state_dict().items()}, tmp / "model.safetensors")
-    if program:
-        s = own.spec.image_size
-        ep = torch.export.export(own, (torch.zeros(2, 3, s, s, dtype=torch.uint8),),
-                                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-        torch.export.save(ep, tmp / "model.pt2")
-    dig = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in tmp.iterdir()}
-    (tmp / "model.json").write_text(json.dumps({"spec": own.spec.model_dump(), "run_id": run_id, "digests": dig}))
-    shutil.rmtree(folder, ignore_errors=True)
-    tmp.rename(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        save_file({name: value.contiguous() for name, value in own.state_dict().items()}, new / WEIGHTS)
+        if program:
+            torch.export.save(export_program(own), new / PROGRAM)
+        digests = {file.name: _sha256(file) for file in sorted(new.iterdir())}
+        description = Description(format=FORMAT, spec=own.spec, run_id=run_id, digests=digests, extra=extra or {})
+        (new / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        for file in new.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        new.rename(folder)
 
 
-def read_run_id(folder: Path) -> str:
-    return json.loads((Path(folder) / "model.json").read_text())["run_id"]
+def load_model(folder: str | Path, device: str | torch.device = "cpu", verify: bool = True) -> Classifier:
+    """A trainable network out of a folder that ``kd-mlflow pull`` or a run wrote.
 
+    Nothing in the folder is executed: the recipe is JSON, the weights are safetensors. Only an
+    architecture ``module:factory`` imports code, the person's own.
 
-def load_model(folder, device="cpu", verify=True) -> Classifier:
+    >>> import kd_mlflow
+    >>> model = kd_mlflow.load_model("student/")                       # doctest: +SKIP
+    >>> model.eval()(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))   # doctest: +SKIP
+
+    Raises
+    ------
+    InputError
+        It is no model folder, or a file differs from its digest or from the recipe.
+    """
     folder = Path(folder)
-    spec = ModelSpec(**json.loads((folder / "model.json").read_text())["spec"])
-    m = build(spec, seed=0)
-    m.load_state_dict(load_file(folder / "model.safetensors"))
-    m.run_id = read_run_id(folder)
-    return m.to(device)
+    description = read_description(folder)
+    if verify:
+        _verify(folder, description)
+    model = build(description.spec, seed=0)
+    _check_header(folder / WEIGHTS, model)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.run_id = description.run_id
+    return model.to(device)
+
+
+def read_description(folder: str | Path) -> Description:
+    """The content of a folder's ``model.json``.
+
+    Raises
+    ------
+    InputError
+        There is none, or it is not what this version writes.
+    """
+    file = Path(folder) / DESCRIPTION
+    try:
+        if file.stat().st_size > DESCRIPTION_BYTES:
+            raise InputError(f"{file} is too large to be the description of a model.")
+        return Description(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{folder} is no model folder: it has no readable {DESCRIPTION}.") from None
+    except (ValueError, TypeError, ValidationError) as error:
+        raise InputError(f"{file} does not describe a model of this version: {str(error).splitlines()[0]}.") from None
+
+
+def read_spec(folder: str | Path) -> ModelSpec:
+    """How the network in a folder is built."""
+    return read_description(folder).spec
+
+
+def read_run_id(folder: str | Path) -> str:
+    """The run that trained the network in a folder; empty if unknown."""
+    return read_description(folder).run_id
+
+
+def export_program(model: Classifier) -> torch.export.ExportedProgram:
+    """A CPU network in eval mode as a program with a free batch size; it refuses other types and sizes."""
+    size = model.spec.image_size
+    # Two images: a batch of one would freeze the batch size.
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    with torch.no_grad():
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+
+
+def _verify(folder: Path, description: Description) -> None:
+    if WEIGHTS not in description.digests:
+        raise InputError(f"{folder / DESCRIPTION} names no digest of {WEIGHTS}; pull the model again.")
+    for name, digest in description.digests.items():
+        if name not in (WEIGHTS, PROGRAM):
+            raise InputError(f"{folder / DESCRIPTION} names a file that does not belong to a model: {name!r}.")
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing; pull the model again.")
+        if _sha256(file) != digest:
+            raise InputError(f"{file} does not match its digest; it was altered or cut off. Pull the model again.")
+
+
+def _check_header(file: Path, model: Classifier) -> None:
+    """Hold names and shapes in the file's header against the network before anything is allocated."""
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as content:
+            found = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as weights: {error}.") from None
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differing:
+        raise InputError(f"{file} does not fit {model.spec.architecture}: {', '.join(differing[:3])} differ.")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -76,7 +76,7 @@ def describe_store(client: MlflowClient, uri: str = "") -> str:
         if not token:
             break
     name = redact(uri or client.tracking_uri)
-    return f"{name} (MLflow {mlflow.__version__}): {experiments} experiments, {models} registered models"
+    return f"{name} (MLflow {mlflow.__version__}): experiments: {experiments}, registered models: {models}"
 
 
 def active_experiments(client: MlflowClient) -> dict[str, str]:

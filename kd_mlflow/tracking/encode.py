@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from kd_mlflow.tracking.client import redact
+
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 
@@ -29,7 +31,7 @@ def name_of(name: str) -> str:
 
 
 def flat_params(values: Mapping[str, Any], prefix: str = "cfg") -> dict[str, str]:
-    """Nested options as flat parameters ``cfg.section.name``, values cut at 6000 characters."""
+    """Nested options as flat parameters ``cfg.section.name``: cut at 6000 characters, URIs without credentials."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}.{key}"
@@ -37,7 +39,7 @@ def flat_params(values: Mapping[str, Any], prefix: str = "cfg") -> dict[str, str
             flat |= flat_params(value, name)
         else:
             text = to_json(value, indent=None) if isinstance(value, (Mapping, list, tuple)) else str(value)
-            flat[name_of(name)] = clean(text, PARAM_CHARACTERS)
+            flat[name_of(name)] = clean(redact(text), PARAM_CHARACTERS)
     return flat
 
 

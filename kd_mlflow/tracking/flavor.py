@@ -25,6 +25,7 @@ from mlflow.utils.time import get_current_time_millis
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.tracking import loader
 from kd_mlflow.tracking.client import one_line
+from kd_mlflow.tracking.encode import name_of
 from kd_mlflow.tracking.records import get_run
 
 MODEL_FILES = ("model.json", "model.safetensors", "model.pt2")
@@ -144,7 +145,7 @@ def _link_metrics(client: MlflowClient, run_id: str, model_id: str, metrics: Map
     name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
     now = get_current_time_millis()
     points = []
-    for key, value in metrics.items():
+    for key, value in ((name_of(key), value) for key, value in metrics.items()):
         curve = client.get_metric_history(run_id, key)
         same = [point for point in curve if abs(point.value - value) <= 1e-6 * max(1.0, abs(value))]
         if same:

@@ -17,7 +17,7 @@ from kd_mlflow.tracking.records import RunRecord, quote, search
 # A column's figure is the first of these metrics that the run has: the selected epoch's, else the last.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "val_accuracy": ("best/accuracy", "val/accuracy"),
-    "val_loss": ("best/loss", "best/negative_log_likelihood", "val/loss"),
+    "val_loss": ("best/negative_log_likelihood", "val/loss"),
     "test_accuracy": ("test/accuracy",),
     "test_macro_f1": ("test/macro_f1",),
     "parameters": ("efficiency/parameters_total",),

@@ -294,6 +294,7 @@ class RunWriter:
                 continue
             except Exception as failure:
                 logger.error("Run %s could not be marked %s: %s", self.run_id, status, one_line(failure))
+                self._unfinished.detach()  # trying once more at exit would only wait for the store again
                 return None
         return None
 

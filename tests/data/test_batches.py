@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 
 from kd_mlflow.config import AugmentationOptions
 from kd_mlflow.data.augment import augment
-from kd_mlflow.data.batch import Batch
 from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training_batches
 from kd_mlflow.data.store import Store
 
@@ -31,10 +29,6 @@ def loaders() -> list[threading.Thread]:
 
 def epoch_of(store: Store, options: AugmentationOptions = CROP, batch_size: int = 8, seed: int = 0, epoch: int = 1):
     return list(training_batches(store, options, batch_size=batch_size, seed=seed, epoch=epoch, device=CPU))
-
-
-def pairs(batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    return zip(batch.index, batch.images, strict=True)
 
 
 def test_epoch_is_shuffled_without_repetition_and_drops_the_rest(store: Store):

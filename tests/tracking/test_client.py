@@ -39,7 +39,7 @@ def test_empty_uri_is_that_of_the_environment_else_a_database_here(
     (tmp_path / "other.db").write_bytes((tmp_path / "mlflow.db").read_bytes())
     client = connect("")
     assert client.tracking_uri.endswith("other.db")
-    assert "1 experiments, 0 registered models" in describe_store(client)
+    assert "experiments: 1, registered models: 0" in describe_store(client)
 
 
 def _create(uri: str) -> None:

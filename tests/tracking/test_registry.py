@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import io
 import json
 import logging
-import shutil
+import multiprocessing
 from base64 import b64encode
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -14,54 +12,19 @@ import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
-from PIL import Image
 from torch import Tensor
 
 from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.models.artifact import load_model, save_model
+from kd_mlflow.models.classifier import ModelSpec
+from kd_mlflow.models.zoo import build
+from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.flavor import newest_model
-from kd_mlflow.tracking.registry import Registered, champion, pull, register, resolve, run_model
+from kd_mlflow.tracking.registry import Registered, champion, pull, register, resolve
 from kd_mlflow.tracking.runs import RunWriter, history
-from tests.tracking.conftest import CLASSES, SIZE, TinyNet, write_model
+from tests.tracking.helpers import CLASSES, SIZE, TinyNet, image_file, log_run, register_run
 
 FILES = {"model.json", "model.safetensors", "model.pt2"}
-
-
-def log_run(client: MlflowClient, folder: Path, metrics: dict[str, float] | None = None) -> str:
-    with RunWriter.open(client, role="student", experiment="photos", run_name="kd", tags={}) as run:
-        run.dataset("photos", "abc", {}, "photos/", "training")
-        run.model(folder, CLASSES, SIZE, metrics or {})
-    return run.run_id
-
-
-def register_run(
-    client: MlflowClient,
-    run_id: str,
-    trained: tuple[Path, TinyNet],
-    images: Tensor,
-    accuracy: float = 0.5,
-    digest: str = "abc",
-    parameters: int = 100,
-) -> Registered:
-    folder, net = trained
-    with torch.inference_mode():
-        logits = net(images).numpy()
-    tags = {"kd.val_accuracy": accuracy, "kd.dataset_digest": digest, "kd.parameters": parameters}
-    return register(
-        client,
-        run_id=run_id,
-        name="photos-student",
-        folder=folder,
-        tags=tags,
-        check_images=images.numpy(),
-        check_logits=logits,
-    )
-
-
-def image_file(width: int, height: int, mode: str = "RGB", form: str = "PNG", **options: object) -> bytes:
-    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, form, **options)
-    return file.getvalue()
 
 
 def test_logged_model_is_ready_and_linked_to_run_data_and_metrics(
@@ -200,31 +163,6 @@ def test_model_damaged_in_the_store_is_neither_registered_nor_pulled(
     assert not list(tmp_path.glob("*pulled*"))
 
 
-def test_model_replaced_whole_in_the_store_is_not_pulled(
-    client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor, tmp_path: Path
-) -> None:
-    run_id = log_run(client, trained[0])
-    register_run(client, run_id, trained, images)
-    write_model(tmp_path / "other", seed=5)
-    data = Path(newest_model(client, run_id).artifact_location) / "data"
-    shutil.copytree(tmp_path / "other", data, dirs_exist_ok=True)
-    with pytest.raises(InputError, match="differs from its digest in the registry"):
-        pull(client, "photos-student/1", tmp_path / "pulled")
-
-
-def test_names_in_a_stored_model_json_cannot_lead_out_of_the_folder(
-    client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor, tmp_path: Path
-) -> None:
-    run_id = log_run(client, trained[0])
-    file = Path(newest_model(client, run_id).artifact_location) / "data" / "model.json"
-    content = json.loads(file.read_text())
-    content["digests"]["../../outside"] = "0" * 64
-    file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="names other files"):
-        run_model(client, run_id, tmp_path / "a" / "b")
-    assert not (tmp_path / "outside").exists()
-
-
 def test_champion_moves_only_to_the_better_version_on_the_same_data(
     client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,15 +206,48 @@ def test_champion_chosen_by_hand_is_the_one_to_beat(
     assert (third.version, third.alias) == (3, "champion")
 
 
+def _register_in_process(uri: str, folder: Path, run_id: str, accuracy: float) -> None:
+    images = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
+    register_run(connect(uri), run_id, (folder, TinyNet(0).eval()), images, accuracy)
+
+
+@pytest.mark.slow
 def test_best_of_several_registered_at_once_ends_as_champion(
-    client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor
+    client: MlflowClient, trained: tuple[Path, TinyNet]
 ) -> None:
-    accuracies = {log_run(client, trained[0]): accuracy for accuracy in (0.5, 0.9, 0.7, 0.6)}
-    with ThreadPoolExecutor(len(accuracies)) as pool:
-        found = list(pool.map(lambda item: register_run(client, item[0], trained, images, item[1]), accuracies.items()))
-    assert sorted(one.version for one in found) == [1, 2, 3, 4]
-    assert accuracies[champion(client, "photos-student").run_id] == 0.9
-    assert found[1].alias == "champion"
+    runs = [(log_run(client, trained[0]), accuracy) for accuracy in (0.5, 0.9, 0.7)]
+    context = multiprocessing.get_context("forkserver")
+    workers = [
+        context.Process(target=_register_in_process, args=(client.tracking_uri, trained[0], run_id, accuracy))
+        for run_id, accuracy in runs
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert champion(client, "photos-student").run_id == runs[1][0]
+
+
+def test_network_of_the_zoo_comes_back_trainable_with_the_same_logits(
+    client: MlflowClient, images: Tensor, tmp_path: Path
+) -> None:
+    spec = ModelSpec(
+        architecture="resnet18",
+        classes=CLASSES,
+        image_size=SIZE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        stem="standard",
+        dropout=0.0,
+    )
+    network = build(spec, "none", seed=0).eval()
+    save_model(tmp_path / "model", network)
+    register_run(client, log_run(client, tmp_path / "model"), (tmp_path / "model", network), images)
+    again = load_model(pull(client, "models:/photos-student@champion", tmp_path / "pulled"))
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(images), network(images))
+    assert all(parameter.requires_grad for parameter in again.train().parameters())
 
 
 @pytest.mark.parametrize(("slow", "quick", "best"), [(0.5, 0.9, 2), (0.9, 0.5, 1), (0.5, 0.5, 1)])
@@ -310,68 +281,3 @@ def test_version_tags_tell_where_it_comes_from(
     digests = json.loads((trained[0] / "model.json").read_text())["digests"]
     assert found.tags["kd.digest.model.safetensors"] == digests["model.safetensors"]
     assert "kd.digest.model.json" in found.tags
-
-
-@pytest.mark.parametrize(
-    ("uri", "sentence"),
-    [
-        ("models:/nothing@champion", "There is no model 'nothing' in the registry; it holds photos-student"),
-        ("photos-student@best", r"photos-student has @champion \(version 1\), /1"),
-        ("models:/photos-student/7", r"There is no models:/photos-student/7 .* /1"),
-        ("photos-student", r"photos-student has @champion \(version 1\), /1"),
-        ("models:/a/b/c", "is no name of a registered model"),
-        ("runs:/abc/model", "is no name of a registered model"),
-        ("it's\"@x", "There is no model"),
-    ],
-)
-def test_unknown_model_is_refused_with_what_there_is(
-    client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor, uri: str, sentence: str
-) -> None:
-    client.create_registered_model("photos-student")
-    client.create_model_version("photos-student", str(trained[0]), tags={})
-    client.set_registered_model_alias("photos-student", "champion", "1")
-    with pytest.raises(InputError, match=sentence):
-        resolve(client, uri)
-
-
-def test_pull_replaces_a_pulled_folder_and_nothing_else(
-    client: MlflowClient, trained: tuple[Path, TinyNet], tmp_path: Path
-) -> None:
-    run_id = log_run(client, trained[0])
-    other = tmp_path / "source"
-    write_model(other, seed=3)
-    newer = log_run(client, other)
-    dest = tmp_path / "deep" / "pulled"
-    assert run_model(client, run_id, dest) == dest
-    before = (dest / "model.json").stat().st_mtime_ns
-    run_model(client, run_id, dest)
-    assert (dest / "model.json").stat().st_mtime_ns == before
-    run_model(client, newer, dest)
-    assert (dest / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-    (dest / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="is no pulled model"):
-        run_model(client, run_id, dest)
-    assert (dest / "notes.txt").read_text() == "mine"
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="is no pulled model"):
-        run_model(client, run_id, tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    run_model(client, run_id, tmp_path / "empty")
-    assert [path.name for path in dest.parent.iterdir()] == ["pulled"]
-
-
-def test_damaged_pulled_folder_is_made_whole_again(
-    client: MlflowClient, trained: tuple[Path, TinyNet], tmp_path: Path
-) -> None:
-    run_id = log_run(client, trained[0])
-    dest = run_model(client, run_id, tmp_path / "pulled")
-    (dest / "model.safetensors").write_bytes(b"")
-    run_model(client, run_id, dest)
-    assert (dest / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
-
-
-def test_run_without_a_model_is_refused(client: MlflowClient, tmp_path: Path) -> None:
-    with RunWriter.open(client, role="student", experiment="photos", run_name="kd", tags={}) as run:
-        pass
-    with pytest.raises(InputError, match="has no logged model"):
-        run_model(client, run.run_id, tmp_path / "pulled")

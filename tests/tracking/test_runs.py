@@ -146,7 +146,16 @@ def test_unknown_and_deleted_runs_are_refused_in_a_sentence(client: MlflowClient
 
 def test_params_are_flat_cut_and_keep_their_first_value(client: MlflowClient) -> None:
     with open_run(client) as run:
-        run.params({"a": {"b": 1, "c": {"d": None}}, "list": (1, 2), "long": "x" * 7000, "empty": "", "odd €": 1})
+        run.params(
+            {
+                "a": {"b": 1, "c": {"d": None}},
+                "list": (1, 2),
+                "long": "x" * 7000,
+                "empty": "",
+                "odd €": 1,
+                "uri": "http://me:pw@host",
+            }
+        )
         run.params({"a": {"b": 2}, "later": True})
         run.params({f"many{number}": number for number in range(250)})
     params = read_run(client, run.run_id).params
@@ -154,7 +163,7 @@ def test_params_are_flat_cut_and_keep_their_first_value(client: MlflowClient) ->
     assert params["cfg.long"].endswith("…")
     assert (params["cfg.a.b"], params["cfg.a.c.d"], params["cfg.list"]) == ("1", "None", "[1, 2]")
     assert (params["cfg.empty"], params["cfg.later"], params["cfg.many249"]) == ("", "True", "249")
-    assert params["cfg.odd _"] == "1"
+    assert (params["cfg.odd _"], params["cfg.uri"]) == ("1", "http://***@host")
 
 
 def test_metrics_sent_again_change_nothing(client: MlflowClient) -> None:

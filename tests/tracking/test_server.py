@@ -24,8 +24,7 @@ from kd_mlflow.tracking.flavor import newest_model
 from kd_mlflow.tracking.leaderboard import leaderboard
 from kd_mlflow.tracking.registry import champion, pull
 from kd_mlflow.tracking.runs import RunWriter, history, read_json, read_run
-from tests.tracking.conftest import CLASSES, SIZE, TinyNet
-from tests.tracking.test_registry import image_file, log_run, register_run
+from tests.tracking.helpers import CLASSES, SIZE, TinyNet, image_file, log_run, register_run
 
 
 def free_port() -> int:

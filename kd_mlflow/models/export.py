@@ -1,0 +1,70 @@
+"""A network in formats that other programs run, held against the module."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.models.artifact import export_program
+from kd_mlflow.models.classifier import Classifier
+
+TOLERANCE = 1e-3
+BATCHES = (1, 3)
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_onnx(model: Classifier, path: Path) -> float:
+    """Write ONNX: uint8 ``images`` ``[batch, 3, S, S]`` in, ``logits`` ``[batch, K]`` out, batch free.
+
+    Returns
+    -------
+    float
+        The largest difference of onnxruntime's logits from the module's.
+
+    Raises
+    ------
+    InputError
+        A package of the extra ``onnx`` is not installed.
+    KdMlflowError
+        The logits differ by more than 1e-3.
+    """
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError(f"Export to ONNX needs {', '.join(absent)}: pip install 'kd-mlflow[onnx]'.")
+    import onnxruntime
+
+    own = copy.deepcopy(model).cpu().eval()
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    torch.onnx.export(
+        own, (_images(own, 2),), path, dynamo=True, external_data=False, verbose=False,
+        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return _compared(own, path, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]))
+
+
+def export_pt2(model: Classifier, path: Path) -> float:
+    """Write a ``torch.export`` program with a free batch, read it back, and compare; see :func:`export_onnx`."""
+    own = copy.deepcopy(model).cpu().eval()
+    torch.export.save(export_program(own), path)
+    return _compared(own, path, torch.export.load(path).module())
+
+
+def _compared(model: Classifier, path: Path, run: object) -> float:
+    with torch.no_grad():
+        pairs = [(run(images), model(images)) for images in (_images(model, count) for count in BATCHES)]
+    difference = max((one - other).abs().max().item() for one, other in pairs)
+    if not difference <= TOLERANCE:
+        raise KdMlflowError(f"{path} gives other logits than the module (by {difference:.3g}); it is not to be used.")
+    return difference
+
+
+def _images(model: Classifier, count: int) -> Tensor:
+    size = model.spec.image_size
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
