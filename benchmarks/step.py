@@ -50,14 +50,18 @@ Contender = Callable[[int], float]
 @click.option("--json", "as_json", is_flag=True)
 def main(data: str, image_size: int, batch_size: int, steps: int, rounds: int, device: str, as_json: bool) -> None:
     """Time the distillation step ResNet34 → ResNet18 against the bare loop."""
-    config = resolve(DistillConfig, {"data": data, "image_size": image_size, "batch_size": batch_size, "device": device})
+    config = resolve(
+        DistillConfig, {"data": data, "image_size": image_size, "batch_size": batch_size, "device": device}
+    )
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(config, prepare(config, Path(scratch)), steps, rounds)
     if as_json:
         click.echo(json.dumps(result))
         return
     for name, figures in result["contenders"].items():
-        click.echo(f"{name:14} {figures['images_per_s']:8.1f} images/s  ({figures['low']:.1f} to {figures['high']:.1f})")
+        click.echo(
+            f"{name:14} {figures['images_per_s']:8.1f} images/s  ({figures['low']:.1f} to {figures['high']:.1f})"
+        )
     for name, ratio in result["ratios"].items():
         click.echo(f"{name:24} {ratio:.3f}")
 
@@ -79,18 +83,27 @@ def measure(config: DistillConfig, store: Store, steps: int, rounds: int) -> dic
     rates = {name: [config.batch_size / one for one in taken] for name, taken in seconds.items()}
     median = {name: statistics.median(values) for name, values in rates.items()}
     return {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-                    "torch": torch.__version__, "device": str(device)},
-        "contenders": {name: {"images_per_s": median[name], "low": min(values), "high": max(values)}
-                       for name, values in rates.items()},
-        "ratios": {"live/bare_kd": median["live"] / median["bare_kd"],
-                   "bare_kd/bare_student": median["bare_kd"] / median["bare_student"]},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "device": str(device),
+        },
+        "contenders": {
+            name: {"images_per_s": median[name], "low": min(values), "high": max(values)}
+            for name, values in rates.items()
+        },
+        "ratios": {
+            "live/bare_kd": median["live"] / median["bare_kd"],
+            "bare_kd/bare_student": median["bare_kd"] / median["bare_student"],
+        },
     }
 
 
 def _network(config: DistillConfig, store: Store, architecture: str, device: torch.device) -> Classifier:
-    spec = ModelSpec(architecture=architecture, classes=store.classes, image_size=config.image_size, mean=store.mean,
-                     std=store.std)
+    spec = ModelSpec(
+        architecture=architecture, classes=store.classes, image_size=config.image_size, mean=store.mean, std=store.std
+    )
     return build(spec, seed=0).to(device)
 
 
@@ -134,7 +147,9 @@ def _live(config: DistillConfig, store: Store, device: torch.device) -> Contende
     def run(steps: int) -> float:
         _wait(device)
         started = time.perf_counter()
-        task = Task(plan, student, distiller, [teacher], lambda _: islice(stream, steps), lambda: iter(()), steps, device)
+        task = Task(
+            plan, student, distiller, [teacher], lambda _: islice(stream, steps), lambda: iter(()), steps, device
+        )
         train_epoch(task, state, tapped, 1, Silent())
         _wait(device)
         return time.perf_counter() - started

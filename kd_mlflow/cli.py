@@ -44,9 +44,17 @@ class _ConfigCommand(click.RichCommand):
 
 
 _config_command = cli.command(cls=_ConfigCommand)
-_json = click.option("--json", "as_json", is_flag=True, panel="Options", help="Print one JSON object on stdout and nothing else there.")
+_json = click.option(
+    "--json", "as_json", is_flag=True, panel="Options", help="Print one JSON object on stdout and nothing else there."
+)
 _resume = click.option(
-    "--resume", type=str, is_flag=False, flag_value="newest", default=None, metavar="[RUN_ID]", panel="Options",
+    "--resume",
+    type=str,
+    is_flag=False,
+    flag_value="newest",
+    default=None,
+    metavar="[RUN_ID]",
+    panel="Options",
     help="Go on with the newest unfinished run of the same options, or with this one.",
 )
 _tracking = click.option("--tracking-uri", default="", help="MLflow tracking URI.")
@@ -148,8 +156,13 @@ def predict(folder: Path, images: Sequence[Path], top_k: int, batch_size: int, d
 @cli.command()
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["onnx", "pt2"]), default=None,
-              help="Format; left out, the file's suffix tells.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "pt2"]),
+    default=None,
+    help="Format; left out, the file's suffix tells.",
+)
 @_tracking
 @_json
 def export(model: str, file: Path, kind: str | None, tracking_uri: str, as_json: bool) -> None:

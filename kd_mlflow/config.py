@@ -43,127 +43,174 @@ class DataOptions(Options):
     data: str = option(
         "digits",
         "digits (built in), cifar10, cifar100, fashionmnist, imagenette, a folder of class folders, or a .tar of one.",
-        panel="Data", common=True, min_length=1,
+        panel="Data",
+        common=True,
+        min_length=1,
     )
-    image_size: int = option(224, "Side of the square the network sees, in pixels.",
-                             panel="Data", common=True, ge=16, le=1024)
-    max_bad: float = option(0.01, "Largest share of unreadable files before preparation stops.",
-                            panel="Data", ge=0, le=1)
-    split_seed: int = option(0, "Seed of the 60/20/20 split of a folder without train and test.",
-                             panel="Data", ge=0)
+    image_size: int = option(
+        224, "Side of the square the network sees, in pixels.", panel="Data", common=True, ge=16, le=1024
+    )
+    max_bad: float = option(
+        0.01, "Largest share of unreadable files before preparation stops.", panel="Data", ge=0, le=1
+    )
+    split_seed: int = option(0, "Seed of the 60/20/20 split of a folder without train and test.", panel="Data", ge=0)
 
 
 class AugmentationOptions(Options):
     """What happens to a training image; a function of (seed, epoch, sample) alone."""
 
     augmentation: Augmentation = option(
-        "crop", "none (centre crop), crop (random resized crop), strong (crop, TrivialAugment, random erasing).",
-        panel="Augmentation")
-    flip: bool = option(True, "Mirror half of the training images (not with augmentation none).",
-                        panel="Augmentation")
-    crop_min_scale: float = option(0.35, "Smallest share of the image's area that a random crop keeps.",
-                                   panel="Augmentation", gt=0, le=1)
+        "crop",
+        "none (centre crop), crop (random resized crop), strong (crop, TrivialAugment, random erasing).",
+        panel="Augmentation",
+    )
+    flip: bool = option(True, "Mirror half of the training images (not with augmentation none).", panel="Augmentation")
+    crop_min_scale: float = option(
+        0.35, "Smallest share of the image's area that a random crop keeps.", panel="Augmentation", gt=0, le=1
+    )
 
 
 class TrainingOptions(Options):
     """The loop, the same for every role."""
 
-    epochs: int = option(50, "Passes over the training split, for every role.",
-                         panel="Training", common=True, ge=1)
+    epochs: int = option(50, "Passes over the training split, for every role.", panel="Training", common=True, ge=1)
     batch_size: int = option(64, "Images a step.", panel="Training", common=True, ge=1)
     optimizer: Optimizer = option("adam", "The optimiser.", panel="Training")
-    learning_rate: float = option(1e-3, "Learning rate at the start (after warm-up).",
-                                  panel="Training", common=True, gt=0)
-    weight_decay: float = option(0.0, "L2 penalty (Adam, SGD) or decoupled decay (AdamW).",
-                                 panel="Training", ge=0)
+    learning_rate: float = option(
+        1e-3, "Learning rate at the start (after warm-up).", panel="Training", common=True, gt=0
+    )
+    weight_decay: float = option(0.0, "L2 penalty (Adam, SGD) or decoupled decay (AdamW).", panel="Training", ge=0)
     momentum: float = option(0.9, "Momentum of SGD.", panel="Training", ge=0, lt=1)
     schedule: Schedule = option("step", "How the learning rate falls.", panel="Training")
     step_size: int = option(10, "Epochs between two falls of schedule step.", panel="Training", ge=1)
-    milestones: tuple[int, ...] = option((), "Epochs at which schedule multistep falls: 30,60,80.",
-                                         panel="Training")
+    milestones: tuple[int, ...] = option((), "Epochs at which schedule multistep falls: 30,60,80.", panel="Training")
     gamma: float = option(0.1, "Factor of each fall (step, multistep).", panel="Training", gt=0, le=1)
     warmup_epochs: float = option(0.0, "Epochs of linear warm-up.", panel="Training", ge=0)
-    trunk_factor: float = option(1.0, "Learning rate of everything but the new head, as a factor.",
-                                 panel="Training", ge=0, le=1)
+    trunk_factor: float = option(
+        1.0, "Learning rate of everything but the new head, as a factor.", panel="Training", ge=0, le=1
+    )
     label_smoothing: float = option(0.0, "Label smoothing of the cross-entropy.", panel="Training", ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = option(
-        "none", "balanced weighs each class by the inverse of its frequency in train.", panel="Training")
+        "none", "balanced weighs each class by the inverse of its frequency in train.", panel="Training"
+    )
     gradient_clip: float = option(0.0, "Largest norm of the gradient; 0 for no limit.", panel="Training", ge=0)
-    patience: int = option(0, "Stop after so many epochs without a better validation accuracy; 0 never.",
-                           panel="Training", ge=0)
-    ema: float = option(0.0, "Decay of an exponential moving average of the weights, which is then "
-                        "what is evaluated and kept; 0 for none.", panel="Training", ge=0, lt=1)
+    patience: int = option(
+        0, "Stop after so many epochs without a better validation accuracy; 0 never.", panel="Training", ge=0
+    )
+    ema: float = option(
+        0.0,
+        "Decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for none.",
+        panel="Training",
+        ge=0,
+        lt=1,
+    )
     precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "auto is bfloat16 on GPUs that have it, float32 elsewhere.", panel="Training")
+        "auto", "auto is bfloat16 on GPUs that have it, float32 elsewhere.", panel="Training"
+    )
     seed: int = option(0, "Seed of weights, order and augmentation.", panel="Training", common=True, ge=0)
 
 
 class ModelOptions(Options):
     """What teacher and student have in common."""
 
-    stem: Stem = option("standard", "small: a 3x3 stem without pooling, for tiny images (6 to 16 times the work).",
-                        panel="Models")
+    stem: Stem = option(
+        "standard", "small: a 3x3 stem without pooling, for tiny images (6 to 16 times the work).", panel="Models"
+    )
     dropout: float = option(0.0, "Dropout before the classifier.", panel="Models", ge=0, lt=1)
     normalization: Normalization = option(
-        "auto", "Mean and std inside the model: data (of the training split), imagenet, or auto "
-        "(those of the pretrained weights, else of the data).", panel="Models")
+        "auto",
+        "Mean and std inside the model: data (of the training split), imagenet, or auto "
+        "(those of the pretrained weights, else of the data).",
+        panel="Models",
+    )
 
 
 class TeacherOptions(Options):
     """The teacher's network and what differs in its training."""
 
-    teacher_arch: str = option("resnet34", "Teacher architecture: a torchvision name, timm:<name>, or module:factory.",
-                               panel="Models", common=True)
-    teacher_weights: str = option("none", "Weights the teacher starts from: none, imagenet, or a file.",
-                                  panel="Models", common=True)
+    teacher_arch: str = option(
+        "resnet34",
+        "Teacher architecture: a torchvision name, timm:<name>, or module:factory.",
+        panel="Models",
+        common=True,
+    )
+    teacher_weights: str = option(
+        "none", "Weights the teacher starts from: none, imagenet, or a file.", panel="Models", common=True
+    )
     teacher_epochs: int | None = option(None, "Epochs of the teacher, if they differ.", panel="Training", ge=1)
-    teacher_learning_rate: float | None = option(None, "Learning rate of the teacher, if it differs.",
-                                                 panel="Training", gt=0)
-    teacher_weight_decay: float | None = option(None, "Weight decay of the teacher, if it differs.",
-                                                panel="Training", ge=0)
+    teacher_learning_rate: float | None = option(
+        None, "Learning rate of the teacher, if it differs.", panel="Training", gt=0
+    )
+    teacher_weight_decay: float | None = option(
+        None, "Weight decay of the teacher, if it differs.", panel="Training", ge=0
+    )
 
 
 class StudentOptions(Options):
     """The student's network."""
 
-    student: str = option("resnet18", "Student architecture: a torchvision name, timm:<name>, or module:factory.",
-                          panel="Models", common=True)
-    student_weights: str = option("none", "Weights the student starts from: none, imagenet, or a file.",
-                                  panel="Models", common=True)
+    student: str = option(
+        "resnet18",
+        "Student architecture: a torchvision name, timm:<name>, or module:factory.",
+        panel="Models",
+        common=True,
+    )
+    student_weights: str = option(
+        "none", "Weights the student starts from: none, imagenet, or a file.", panel="Models", common=True
+    )
 
 
 class DistillationOptions(Options):
     """From whom and how the student learns."""
 
     teacher: str = option(
-        "auto", "auto (the champion for this data, else trained now), models:/NAME@ALIAS, a run id, a pulled "
-        "folder, a weights file, or an architecture.", panel="Distillation", common=True, min_length=1)
+        "auto",
+        "auto (the champion for this data, else trained now), models:/NAME@ALIAS, a run id, a pulled "
+        "folder, a weights file, or an architecture.",
+        panel="Distillation",
+        common=True,
+        min_length=1,
+    )
     method: str = option("kd", "The distillation method.", panel="Distillation", common=True)
-    temperature: float = option(4.0, "Temperature that softens both distributions.",
-                                panel="Distillation", common=True, gt=0)
-    alpha: float = option(0.7, "Weight of the distillation term; 1 - alpha on the cross-entropy.",
-                          panel="Distillation", common=True, ge=0, le=1)
-    control: bool = option(True, "Also train, or reuse, the same student with labels only.",
-                           panel="Distillation")
-    require_strong_teacher: bool = option(False, "Refuse a teacher that is worse than the control on validation.",
-                                          panel="Distillation")
+    temperature: float = option(
+        4.0, "Temperature that softens both distributions.", panel="Distillation", common=True, gt=0
+    )
+    alpha: float = option(
+        0.7,
+        "Weight of the distillation term; 1 - alpha on the cross-entropy.",
+        panel="Distillation",
+        common=True,
+        ge=0,
+        le=1,
+    )
+    control: bool = option(True, "Also train, or reuse, the same student with labels only.", panel="Distillation")
+    require_strong_teacher: bool = option(
+        False, "Refuse a teacher that is worse than the control on validation.", panel="Distillation"
+    )
 
 
 class PlaceOptions(Options):
     """Where the work is done and recorded."""
 
     experiment: str = option("", "MLflow experiment; empty: that of `mlflow run`, else kd-mlflow.", panel="Run")
-    tracking_uri: str = option("", "MLflow tracking URI; empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
-                               panel="Run")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", panel="Run",
-                         pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    tracking_uri: str = option(
+        "", "MLflow tracking URI; empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.", panel="Run"
+    )
+    device: str = option(
+        "auto", "auto, cpu, cuda, cuda:N or mps.", panel="Run", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$"
+    )
 
 
 class RunOptions(PlaceOptions):
     """What becomes of a trained model."""
 
-    name: str = option("", "Name in the registry (NAME-teacher, NAME-student); empty: taken from the data.",
-                       panel="Run", common=True, pattern=r"^[^/:@]*$")
+    name: str = option(
+        "",
+        "Name in the registry (NAME-teacher, NAME-student); empty: taken from the data.",
+        panel="Run",
+        common=True,
+        pattern=r"^[^/:@]*$",
+    )
     reuse: bool = option(True, "Reuse a finished run of the same fingerprint for teacher and control.", panel="Run")
     register_model: bool = option(True, "Put the trained model into the registry.", panel="Run")
 
@@ -181,8 +228,14 @@ class StudentConfig(DataOptions, AugmentationOptions, TrainingOptions, ModelOpti
 
 
 class DistillConfig(
-    DataOptions, AugmentationOptions, TrainingOptions, ModelOptions, TeacherOptions, StudentOptions,
-    DistillationOptions, RunOptions,
+    DataOptions,
+    AugmentationOptions,
+    TrainingOptions,
+    ModelOptions,
+    TeacherOptions,
+    StudentOptions,
+    DistillationOptions,
+    RunOptions,
 ):
     """Options of `distill`."""
 
@@ -190,8 +243,9 @@ class DistillConfig(
 class EvaluateConfig(DataOptions, PlaceOptions):
     """Options of `evaluate`."""
 
-    model: str = option("", "What to evaluate: models:/NAME@ALIAS, a run id, or a pulled folder.",
-                        panel="Models", common=True)
+    model: str = option(
+        "", "What to evaluate: models:/NAME@ALIAS, a run id, or a pulled folder.", panel="Models", common=True
+    )
     split: Literal["val", "test"] = option("test", "The split to measure on.", panel="Data", common=True)
     batch_size: int = option(64, "Images a batch.", panel="Run", ge=1)
 
@@ -292,8 +346,12 @@ COMMANDS: dict[str, type[Options]] = {
 
 
 def to_yaml(config: Options) -> str:
-    """The resolved options as YAML that ``--config`` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The resolved options as YAML that ``--config`` reads back.
+
+    Without the tracking URI: it says where, not what, and may hold a password.
+    """
+    values = config.model_dump(mode="json", exclude={"tracking_uri"})
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _preset_path(name: str) -> Path:

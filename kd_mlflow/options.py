@@ -25,10 +25,20 @@ def model_options(command: str) -> tuple[click.Option, ...]:
 
 def _preset_options() -> list[click.Option]:
     return [
-        click.RichOption(["--preset"], type=_Known(preset_names()), callback=_empty_is_none, panel="Options",
-                         help="A set of options that comes with the package."),
-        click.RichOption(["--config", "config_file"], type=str, callback=_empty_is_none, panel="Options",
-                         help="A YAML file of options, such as a run's config.yaml."),
+        click.RichOption(
+            ["--preset"],
+            type=_Known(preset_names()),
+            callback=_empty_is_none,
+            panel="Options",
+            help="A set of options that comes with the package.",
+        ),
+        click.RichOption(
+            ["--config", "config_file"],
+            type=str,
+            callback=_empty_is_none,
+            panel="Options",
+            help="A YAML file of options, such as a run's config.yaml.",
+        ),
     ]
 
 

@@ -18,8 +18,10 @@ from mlflow.utils.environment import _PythonEnv
 from mlflow.utils.virtualenv import _get_mlflow_virtualenv_root, _get_virtualenv_name
 
 PROJECT = Path(__file__).parents[1]
-TRY = "import kd_mlflow, torch, torchvision, mlflow, optuna, sklearn, pynvml, psutil, psycopg, rich_click, pydantic, " \
+TRY = (
+    "import kd_mlflow, torch, torchvision, mlflow, optuna, sklearn, pynvml, psutil, psycopg, rich_click, pydantic, "
     "yaml, safetensors, matplotlib, platformdirs"
+)
 
 
 def environment_folder() -> Path:
@@ -45,7 +47,9 @@ def make() -> None:
         mlflow = Path(sys.executable).with_name("mlflow")
         store = f"sqlite:///{scratch}/environment.db"
         subprocess.run(
-            [mlflow, "run", str(project), "--env-manager", "uv"], check=True, cwd=scratch,
+            [mlflow, "run", str(project), "--env-manager", "uv"],
+            check=True,
+            cwd=scratch,
             env={**os.environ, "MLFLOW_TRACKING_URI": store},
         )
 

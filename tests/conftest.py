@@ -49,15 +49,23 @@ class Place:
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "KD_"))}
         return kept | {
-            "MLFLOW_TRACKING_URI": self.uri, "KD_MLFLOW_HOME": str(self.home), "HOME": str(self.path / "home"),
-            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": str(ROOT), "NO_COLOR": "1",
+            "MLFLOW_TRACKING_URI": self.uri,
+            "KD_MLFLOW_HOME": str(self.home),
+            "HOME": str(self.path / "home"),
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "PYTHONPATH": str(ROOT),
+            "NO_COLOR": "1",
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A `kd-mlflow` process."""
         return subprocess.Popen(
-            [sys.executable, "-m", "kd_mlflow", *arguments], cwd=self.path, env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "kd_mlflow", *arguments],
+            cwd=self.path,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     def run(self, *arguments: str, code: int = 0) -> str:

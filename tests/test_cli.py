@@ -32,8 +32,15 @@ def test_help_loads_nothing_heavy(arguments):
 
 def test_importing_the_package_loads_nothing_heavy():
     done = subprocess.run(
-        [sys.executable, "-c", "import kd_mlflow, sys; print(sorted(set(sys.modules) & {'torch', 'mlflow', 'pydantic'}))"],
-        capture_output=True, text=True, cwd=ROOT)
+        [
+            sys.executable,
+            "-c",
+            "import kd_mlflow, sys; print(sorted(set(sys.modules) & {'torch', 'mlflow', 'pydantic'}))",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -100,8 +107,16 @@ def test_completion_offers_commands_and_options(place):
     def completed(words: str, count: int) -> str:
         done = subprocess.run(
             [sys.executable, "-c", "from kd_mlflow.cli import main; main()"],
-            env={**place.environment, "_KD_MLFLOW_COMPLETE": "bash_complete", "COMP_WORDS": words,
-                 "COMP_CWORD": str(count)}, capture_output=True, text=True, cwd=place.path)
+            env={
+                **place.environment,
+                "_KD_MLFLOW_COMPLETE": "bash_complete",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(count),
+            },
+            capture_output=True,
+            text=True,
+            cwd=place.path,
+        )
         return done.stdout
 
     assert "plain,distill" in completed("kd-mlflow di", 1)

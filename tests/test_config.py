@@ -6,7 +6,14 @@ import pytest
 import yaml
 
 from kd_mlflow.config import (
-    COMMANDS, DistillConfig, StudentConfig, TeacherConfig, preset_names, recipe, resolve, to_yaml,
+    COMMANDS,
+    DistillConfig,
+    StudentConfig,
+    TeacherConfig,
+    preset_names,
+    recipe,
+    resolve,
+    to_yaml,
 )
 from kd_mlflow.errors import InputError
 
@@ -49,8 +56,14 @@ def test_resolved_config_reads_back_as_itself(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "word"),
-    [({"temperature": 0.0}, "temperature"), ({"alpha": 1.5}, "alpha"), ({"epochs": 0}, "epochs"),
-     ({"image_size": 8}, "image-size"), ({"optimizer": "lion"}, "optimizer"), ({"name": "a/b"}, "name")],
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"epochs": 0}, "epochs"),
+        ({"image_size": 8}, "image-size"),
+        ({"optimizer": "lion"}, "optimizer"),
+        ({"name": "a/b"}, "name"),
+    ],
 )
 def test_values_out_of_bounds_are_named(given, word):
     with pytest.raises(InputError, match=f"--{word}"):

@@ -95,9 +95,7 @@ class Distiller(nn.Module):
         # Not persistent: it follows from the data, and a checkpoint holds only what was learned.
         self.register_buffer("class_weights", context.class_weights, persistent=False)
 
-    def step(
-        self, batch: Batch, student: StudentModel, teachers: Sequence[TeacherSource], progress: Progress
-    ) -> Step:
+    def step(self, batch: Batch, student: StudentModel, teachers: Sequence[TeacherSource], progress: Progress) -> Step:
         """Run both networks on the same pixels and weigh the terms."""
         teacher_outputs = [teacher(batch) for teacher in teachers]
         outputs = student(batch.images)

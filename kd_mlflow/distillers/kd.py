@@ -51,4 +51,3 @@ class KD(Distiller):
         kd = kd_loss(student.logits, teachers[0].logits, self.temperature)
         total = self.kd_weight * kd + self.ce_weight * cross_entropy
         return total, {"cross_entropy": cross_entropy, "kd": kd}
-

@@ -35,9 +35,7 @@ class DistillResult:
         return asdict(self)
 
 
-def distill(
-    config: DistillConfig, *, resume: str | None = None, terminal: Terminal | None = None
-) -> DistillResult:
+def distill(config: DistillConfig, *, resume: str | None = None, terminal: Terminal | None = None) -> DistillResult:
     """Distil a student from a teacher, beside the same student trained with labels only.
 
     >>> from kd_mlflow.config import DistillConfig
@@ -72,10 +70,13 @@ def _teacher(session: Session, writer: RunWriter, config: DistillConfig, resume:
     """The teacher; once chosen it stays the same for this run, however often it is resumed."""
     fixed = read_run(session.client, writer.run_id).tags.get("kd.teacher", "")
     teacher = find_teacher(session, config, resume=resume, fixed=fixed)
-    writer.tags({
-        "kd.teacher": teacher.uri, "kd.teacher_run_id": teacher.network.run_id,
-        "kd.teacher_digest": teacher.network.digest,
-    })
+    writer.tags(
+        {
+            "kd.teacher": teacher.uri,
+            "kd.teacher_run_id": teacher.network.run_id,
+            "kd.teacher_digest": teacher.network.digest,
+        }
+    )
     return teacher
 
 
@@ -110,8 +111,13 @@ def _compare_teacher(
 
 
 def _student(
-    session: Session, writer: RunWriter, config: DistillConfig, plan: Recipe, teacher: Teacher,
-    control: RunView | None, notes: list[str],
+    session: Session,
+    writer: RunWriter,
+    config: DistillConfig,
+    plan: Recipe,
+    teacher: Teacher,
+    control: RunView | None,
+    notes: list[str],
 ) -> DistillResult:
     """Train the student, write everything down, and register it."""
     writer.tags({"kd.fingerprint": fingerprint(plan, session.store.digest, [teacher.network.digest])})

@@ -37,8 +37,13 @@ class Finding:
 def examine(data: str = "digits", tracking_uri: str = "") -> dict[str, Any]:
     """Look at versions, devices, NVML, the tracking server, the registry, the disk and the data."""
     looks: list[tuple[str, Callable[[], Finding]]] = [
-        ("versions", _versions), ("extras", _extras), ("device", _device), ("NVML", _nvml),
-        ("tracking", lambda: _tracking(tracking_uri)), ("disk", _disk), ("data", lambda: _data(data)),
+        ("versions", _versions),
+        ("extras", _extras),
+        ("device", _device),
+        ("NVML", _nvml),
+        ("tracking", lambda: _tracking(tracking_uri)),
+        ("disk", _disk),
+        ("data", lambda: _data(data)),
     ]
     findings = []
     for name, look in looks:
@@ -63,8 +68,12 @@ def _extras() -> Finding:
             missing.append(name)
     if not missing:
         return Finding("extras", "ok", ", ".join(EXTRAS))
-    return Finding("extras", "note", f"not installed: {', '.join(missing)}",
-                   "needed only for `export` to ONNX (pip install 'kd-mlflow[onnx]') and for timm:… architectures")
+    return Finding(
+        "extras",
+        "note",
+        f"not installed: {', '.join(missing)}",
+        "needed only for `export` to ONNX (pip install 'kd-mlflow[onnx]') and for timm:… architectures",
+    )
 
 
 def _device() -> Finding:
@@ -93,7 +102,9 @@ def _disk() -> Finding:
     place = home()
     free = shutil.disk_usage(place).free / 2**30
     if free < ROOM_GIB:
-        return Finding("disk", "problem", f"{free:.1f} GiB free in {place}", "free some, or set KD_MLFLOW_HOME elsewhere")
+        return Finding(
+            "disk", "problem", f"{free:.1f} GiB free in {place}", "free some, or set KD_MLFLOW_HOME elsewhere"
+        )
     return Finding("disk", "ok", f"{free:.0f} GiB free in {place}")
 
 

@@ -86,12 +86,20 @@ def evaluate_network(session: Session, network: Network, splits: Sequence[str], 
     """Measure a network on splits, in a run of role evaluate."""
     spec = network.model.spec
     with RunWriter.open(
-        session.client, role="evaluate", experiment=session.experiment, run_name=f"evaluate {spec.architecture}",
+        session.client,
+        role="evaluate",
+        experiment=session.experiment,
+        run_name=f"evaluate {spec.architecture}",
         tags={"kd.evaluated_run_id": network.run_id, "kd.architecture": spec.architecture},
         run_id=adopt_run_id() if owner else None,
     ) as writer:
-        own = EvaluateConfig(**{name: getattr(session.config, name) for name in EvaluateConfig.model_fields
-                                if hasattr(session.config, name)})
+        own = EvaluateConfig(
+            **{
+                name: getattr(session.config, name)
+                for name in EvaluateConfig.model_fields
+                if hasattr(session.config, name)
+            }
+        )
         record_setup(session, writer, own)
         judged: dict[str, Judged] = {
             split: judge_split(session, network.model, split, session.config.batch_size) for split in splits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.measures.agreement import agreement
 from kd_mlflow.measures.classification import Classification, classify
 from kd_mlflow.training.evaluation import measure_accuracy, predict_logits
+
 
 @dataclass(frozen=True)
 class Judged:

@@ -55,9 +55,7 @@ class Trained:
     last_folder: Path
 
 
-def train_network(
-    session: Session, recipe: Recipe, writer: RunWriter, teachers: Sequence[Network] = ()
-) -> Trained:
+def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers: Sequence[Network] = ()) -> Trained:
     """Train by the recipe under the writer's run, going on from its checkpoints if there are any.
 
     Raises
@@ -108,8 +106,13 @@ def _build(session: Session, recipe: Recipe) -> Classifier:
     store = session.store
     mean, std = normalization_for(recipe.normalization, recipe.architecture, recipe.weights, store.mean, store.std)
     spec = ModelSpec(
-        architecture=recipe.architecture, classes=store.classes, image_size=recipe.image_size, mean=mean, std=std,
-        stem=recipe.stem, dropout=recipe.dropout,
+        architecture=recipe.architecture,
+        classes=store.classes,
+        image_size=recipe.image_size,
+        mean=mean,
+        std=std,
+        stem=recipe.stem,
+        dropout=recipe.dropout,
     )
     return build(spec, recipe.weights, seed=recipe.seed)
 
@@ -119,10 +122,13 @@ def _task(session: Session, recipe: Recipe, student: Classifier, teachers: Seque
     context = Context(len(store.classes), _class_weights(session, recipe), recipe.label_smoothing)
     distiller: Distiller = create(recipe.method, context, recipe.method_options)
     return Task(
-        recipe=recipe, student=student, distiller=distiller,
+        recipe=recipe,
+        student=student,
+        distiller=distiller,
         teachers=[LiveTeacher(teacher.model, distiller.needs, device) for teacher in teachers],
         training_batches=lambda epoch: training_batches(
-            store, session.config, batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, device=device),
+            store, session.config, batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, device=device
+        ),
         validation_batches=lambda: evaluation_batches(store, "val", batch_size=recipe.batch_size, device=device),
         steps_per_epoch=steps_per_epoch(store, recipe.batch_size),
         device=device,
@@ -147,5 +153,3 @@ class _Recorder(Silent):
 
     def on_epoch(self, row: EpochRow) -> None:
         self.writer.metrics(row.metrics, row.epoch, row.timestamp_ms)
-
-

@@ -15,9 +15,15 @@ def prepare_data(config: PrepareConfig, terminal: Terminal | None = None) -> dic
     terminal = terminal or Terminal(quiet=True)
     store = prepare(config, home(), terminal.preparing(f"Preparing {config.data}"))
     return {
-        "store": str(store.path), "name": store.name, "digest": store.digest, "image_size": store.image_size,
-        "classes": list(store.classes), "splits": {name: len(index) for name, index in store.splits.items()},
-        "mean": list(store.mean), "std": list(store.std), "warnings": list(store.warnings),
+        "store": str(store.path),
+        "name": store.name,
+        "digest": store.digest,
+        "image_size": store.image_size,
+        "classes": list(store.classes),
+        "splits": {name: len(index) for name, index in store.splits.items()},
+        "mean": list(store.mean),
+        "std": list(store.std),
+        "warnings": list(store.warnings),
         "bad": [{"path": bad.path, "reason": bad.reason} for bad in store.bad],
     }
 

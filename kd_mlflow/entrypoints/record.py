@@ -29,12 +29,20 @@ def record_setup(session: Session, writer: RunWriter, config: Options) -> None:
     writer.params(config.model_dump(mode="json"))
     writer.text("config.yaml", to_yaml(config))
     profile = {
-        "classes": len(store.classes), "image_size": store.image_size, "bad_files": len(store.bad),
+        "classes": len(store.classes),
+        "image_size": store.image_size,
+        "bad_files": len(store.bad),
         **{split: len(index) for split, index in store.splits.items()},
     }
     writer.dataset(store.name, store.digest, profile, str(config.data), "training")
-    writer.tags({"kd.dataset": store.name, "kd.dataset_digest": store.digest, "kd.device": str(session.device),
-                 "kd.precision": session.precision})
+    writer.tags(
+        {
+            "kd.dataset": store.name,
+            "kd.dataset_digest": store.digest,
+            "kd.device": str(session.device),
+            "kd.precision": session.precision,
+        }
+    )
     if store.bad:
         writer.table("tables/bad_files", [{"path": bad.path, "reason": bad.reason} for bad in store.bad])
     if store.warnings:
@@ -45,17 +53,25 @@ def record_setup(session: Session, writer: RunWriter, config: Options) -> None:
 def record_network(session: Session, writer: RunWriter, recipe: Recipe, trained: Trained) -> None:
     """Final figures, tables and the model of a network that was just trained."""
     verdict, fit, network = trained.verdict, trained.fit, trained.network
-    writer.final_metrics({
-        "best/epoch": fit.best_epoch, "train_eval/accuracy": verdict.train_accuracy,
-        "generalisation_gap": verdict.generalisation_gap,
-        "efficiency/training_seconds": fit.training_seconds,
-        "efficiency/training_seconds_per_batch": fit.seconds_per_batch,
-        **{f"efficiency/training_{name}": value for name, value in trained.training.metrics.items()},
-    })
+    writer.final_metrics(
+        {
+            "best/epoch": fit.best_epoch,
+            "train_eval/accuracy": verdict.train_accuracy,
+            "generalisation_gap": verdict.generalisation_gap,
+            "efficiency/training_seconds": fit.training_seconds,
+            "efficiency/training_seconds_per_batch": fit.seconds_per_batch,
+            **{f"efficiency/training_{name}": value for name, value in trained.training.metrics.items()},
+        }
+    )
     writer.tags({"kd.architecture": recipe.architecture, "kd.method": recipe.method})
     writer.artifact(trained.last_folder, "checkpoints/last")
-    record_evaluation(session, writer, network, {"val": verdict.val, "test": verdict.test},
-                      {f"training_{name}": reason for name, reason in trained.training.missing.items()})
+    record_evaluation(
+        session,
+        writer,
+        network,
+        {"val": verdict.val, "test": verdict.test},
+        {f"training_{name}": reason for name, reason in trained.training.missing.items()},
+    )
     metrics = {f"val/{name}": value for name, value in verdict.val.metrics.items()}
     metrics |= {f"test/{name}": value for name, value in verdict.test.metrics.items()}
     writer.model(network.folder, session.store.classes, recipe.image_size, metrics)
@@ -65,19 +81,32 @@ def record_evaluation(
     session: Session, writer: RunWriter, network: Network, judged: dict[str, Judged], missing: dict[str, str]
 ) -> None:
     """Quality on each split, cost of use, and the tables of the last split."""
-    use = measure(network.model, image_size=session.store.image_size, device=session.device,
-                  batch_size=THROUGHPUT_BATCH, file=network.folder / "model.safetensors")
+    use = measure(
+        network.model,
+        image_size=session.store.image_size,
+        device=session.device,
+        batch_size=THROUGHPUT_BATCH,
+        file=network.folder / "model.safetensors",
+    )
     # val/… holds the curve over epochs; the selected epoch's figures stand beside it under best/….
-    final = {f"{'best' if split == 'val' else split}/{name}": value
-             for split, one in judged.items() for name, value in one.metrics.items()}
+    final = {
+        f"{'best' if split == 'val' else split}/{name}": value
+        for split, one in judged.items()
+        for name, value in one.metrics.items()
+    }
     writer.final_metrics(final | {f"efficiency/{name}": value for name, value in use.metrics.items()})
     writer.tags({"kd.weights_digest": network.digest})
     last = judged[list(judged)[-1]]
-    writer.json("evaluation.json", {
-        "classes": list(session.store.classes), "missing": missing | use.missing,
-        "per_class": last.quality.per_class, "confusion": last.quality.confusion.tolist(),
-        "reliability": last.quality.reliability,
-    })
+    writer.json(
+        "evaluation.json",
+        {
+            "classes": list(session.store.classes),
+            "missing": missing | use.missing,
+            "per_class": last.quality.per_class,
+            "confusion": last.quality.confusion.tolist(),
+            "reliability": last.quality.reliability,
+        },
+    )
     writer.table("tables/per_class", last.quality.per_class)
     if wrong := _misclassified(session, last):
         writer.table("tables/misclassified", wrong)
@@ -93,8 +122,10 @@ def _misclassified(session: Session, judged: Judged) -> list[dict[str, Any]]:
     rows = []
     for place in wrong[:MISCLASSIFIED_ROWS]:
         row = {
-            "path": session.store.path_of(int(judged.index[place])), "class": classes[judged.labels[place]],
-            "predicted": classes[predicted[place]], "probability": float(confidence[place]),
+            "path": session.store.path_of(int(judged.index[place])),
+            "class": classes[judged.labels[place]],
+            "predicted": classes[predicted[place]],
+            "probability": float(confidence[place]),
         }
         if judged.teacher_logits is not None:
             row["teacher_predicted"] = classes[judged.teacher_logits[place].argmax()]
@@ -106,14 +137,25 @@ def view_of(client: Any, run_id: str) -> RunView:
     """A finished run as the reports want it, read back from the store."""
     run = read_run(client, run_id)
     evaluation = read_json(client, run_id, "evaluation.json")
-    final = {name: value for name, value in run.metrics.items()
-             if name.startswith(("test/", "efficiency/", "train_eval/")) or name == "generalisation_gap"}
+    final = {
+        name: value
+        for name, value in run.metrics.items()
+        if name.startswith(("test/", "efficiency/", "train_eval/")) or name == "generalisation_gap"
+    }
     final |= {name.replace("best/", "val/", 1): v for name, v in run.metrics.items() if name.startswith("best/")}
     params = {name.removeprefix("cfg."): value for name, value in run.params.items() if name.startswith("cfg.")}
     return RunView(
-        role=run.role, run_id=run_id, name=run.name, architecture=run.tags.get("kd.architecture", ""), params=params,
-        history=history(client, run_id), metrics=final, missing=evaluation["missing"],
-        per_class=evaluation["per_class"], confusion=evaluation["confusion"], reliability=evaluation["reliability"],
+        role=run.role,
+        run_id=run_id,
+        name=run.name,
+        architecture=run.tags.get("kd.architecture", ""),
+        params=params,
+        history=history(client, run_id),
+        metrics=final,
+        missing=evaluation["missing"],
+        per_class=evaluation["per_class"],
+        confusion=evaluation["confusion"],
+        reliability=evaluation["reliability"],
     )
 
 
@@ -121,8 +163,11 @@ def summary(view: RunView) -> dict[str, Any]:
     """A run in a command's JSON: what is printed for teacher, control and student alike."""
     parts: dict[str, Any] = {"run_id": view.run_id, "architecture": view.architecture}
     for prefix in ("val", "test", "efficiency"):
-        parts[prefix] = {name.removeprefix(f"{prefix}/"): value for name, value in sorted(view.metrics.items())
-                         if name.startswith(f"{prefix}/")}
+        parts[prefix] = {
+            name.removeprefix(f"{prefix}/"): value
+            for name, value in sorted(view.metrics.items())
+            if name.startswith(f"{prefix}/")
+        }
     return parts
 
 
@@ -154,7 +199,7 @@ def record_report(
 def _samples(session: Session, test: Judged) -> Any:
     """Some test images, half of them mistakes where there are enough, with what each network says."""
     classes, size = session.store.classes, session.store.image_size
-    probabilities, predicted = test.logits.softmax(dim=1).max(dim=1)
+    predicted = test.logits.argmax(dim=1)
     wrong = (predicted != test.labels).nonzero().flatten().numpy()
     right = (predicted == test.labels).nonzero().flatten().numpy()
     spread = np.random.default_rng(0)
@@ -170,4 +215,3 @@ def _samples(session: Session, test: Judged) -> Any:
     teacher = says(test.teacher_logits[chosen]) if test.teacher_logits is not None else (None, None)
     truth = [classes[k] for k in test.labels[chosen]]
     return figures.samples(images, truth, *teacher, *says(test.logits[chosen]))
-

@@ -26,17 +26,26 @@ def register_network(session: Session, trained: Trained, recipe: Recipe) -> Regi
         logits = model(images)
     kind = "teacher" if recipe.role == "teacher" else "student"
     metrics = trained.verdict.val.metrics
-    tags = data_tags(session) | model_tags(recipe) | {
-        "kd.role": recipe.role,
-        "kd.method": recipe.method,
-        "kd.run_id": network.run_id,
-        "kd.parameters": str(sum(parameter.numel() for parameter in model.parameters())),
-        "kd.fingerprint": read_run(session.client, network.run_id).tags["kd.fingerprint"],
-        **{f"kd.val_{name}": f"{value:.10g}" for name, value in metrics.items()},
-    }
+    tags = (
+        data_tags(session)
+        | model_tags(recipe)
+        | {
+            "kd.role": recipe.role,
+            "kd.method": recipe.method,
+            "kd.run_id": network.run_id,
+            "kd.parameters": str(sum(parameter.numel() for parameter in model.parameters())),
+            "kd.fingerprint": read_run(session.client, network.run_id).tags["kd.fingerprint"],
+            **{f"kd.val_{name}": f"{value:.10g}" for name, value in metrics.items()},
+        }
+    )
     registered = register(
-        session.client, run_id=network.run_id, name=f"{session.name}-{kind}", folder=network.folder, tags=tags,
-        check_images=np.asarray(images), check_logits=logits.numpy(),
+        session.client,
+        run_id=network.run_id,
+        name=f"{session.name}-{kind}",
+        folder=network.folder,
+        tags=tags,
+        check_images=np.asarray(images),
+        check_logits=logits.numpy(),
     )
     session.terminal.say(f"Registered {registered.name} version {registered.version} as {registered.alias}")
     model.to(session.device)

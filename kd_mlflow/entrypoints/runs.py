@@ -47,6 +47,8 @@ def open_run(
         writer = RunWriter.open(
             session.client, role=role, experiment=session.experiment, run_name=name, tags=dict([key]), run_id=run_id
         )
+        if owner:
+            session.experiment = writer.experiment
         if not found:
             held.enter_context(CheckpointFolder(session.checkpoints(writer.run_id)).lock())
         if found:
@@ -55,9 +57,7 @@ def open_run(
             yield writer
 
 
-def _unfinished(
-    session: Session, role: Role, key: tuple[str, str], resume: str, held: ExitStack
-) -> str | None:
+def _unfinished(session: Session, role: Role, key: tuple[str, str], resume: str, held: ExitStack) -> str | None:
     """The run to go on with, its folder locked until ``held`` closes."""
     if resume == NEWEST:
         runs = [run for run in find_runs(session.client, tags=dict([key]), role=role) if run.status != "FINISHED"]

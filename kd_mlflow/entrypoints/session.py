@@ -17,9 +17,15 @@ from kd_mlflow.tracking.client import connect
 from kd_mlflow.training.device import Precision, resolve_device, resolve_precision
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """An open command: options, data, device and store of runs."""
+    """An open command: options, data, device and store of runs.
+
+    Attributes
+    ----------
+    experiment:
+        Where runs are made; once the command's own run is open, that run's experiment.
+    """
 
     config: Any
     home: Path
@@ -28,6 +34,7 @@ class Session:
     device: torch.device
     precision: Precision
     terminal: Terminal
+    experiment: str
 
     @classmethod
     def open(cls, config: PlaceOptions, terminal: Terminal) -> Session:
@@ -42,13 +49,10 @@ class Session:
         for warning in store.warnings:
             terminal.warn(warning)
         if store.bad:
-            terminal.warn(f"{len(store.bad)} files cannot be used, the first: {store.bad[0].path} ({store.bad[0].reason})")
-        return cls(config, place, client, store, device, precision, terminal)
-
-    @property
-    def experiment(self) -> str:
-        """The experiment for runs that do not inherit one."""
-        return self.config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kd-mlflow"
+            first = store.bad[0]
+            terminal.warn(f"{len(store.bad)} files cannot be used, the first: {first.path} ({first.reason})")
+        experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kd-mlflow"
+        return cls(config, place, client, store, device, precision, terminal, experiment)
 
     @property
     def name(self) -> str:

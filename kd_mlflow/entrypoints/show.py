@@ -7,7 +7,6 @@ from typing import Any
 from rich.table import Table as Grid
 from rich.text import Text
 
-
 COMPARED = {
     "val/accuracy": "accuracy, validation",
     "test/accuracy": "accuracy, test",
@@ -65,14 +64,25 @@ def leaderboard(rows: list[dict[str, Any]]) -> str:
     """A line a run."""
     if not rows:
         return "There are no runs of kd-mlflow in this store."
-    columns = ["run_id", "role", "status", "data", "architecture", "method", "val_accuracy", "test_accuracy",
-               "test_macro_f1", "start"]
+    columns = [
+        "run_id",
+        "role",
+        "status",
+        "data",
+        "architecture",
+        "method",
+        "val_accuracy",
+        "test_accuracy",
+        "test_macro_f1",
+        "start",
+    ]
     cells = [[_number(row.get(name)) for name in columns] for row in rows]
     lines = [[name.replace("_", " ") for name in columns], *cells]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     # Plain lines: a run id that is folded into a column cannot be copied.
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def findings(result: dict[str, Any]) -> Grid:

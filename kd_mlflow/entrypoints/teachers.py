@@ -100,8 +100,13 @@ def _from_weights(session: Session, config: DistillConfig, path: Path) -> Networ
     store = session.store
     mean, std = normalization_for(config.normalization, config.teacher_arch, str(path), store.mean, store.std)
     spec = ModelSpec(
-        architecture=config.teacher_arch, classes=store.classes, image_size=config.image_size, mean=mean, std=std,
-        stem=config.stem, dropout=config.dropout,
+        architecture=config.teacher_arch,
+        classes=store.classes,
+        image_size=config.image_size,
+        mean=mean,
+        std=std,
+        stem=config.stem,
+        dropout=config.dropout,
     )
     folder = session.home / "models" / f"file-{file_sha256(path)[:32]}"
     save_model(folder, build(spec, str(path), seed=0), program=False)

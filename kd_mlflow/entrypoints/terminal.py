@@ -49,8 +49,12 @@ class _Bar:
         if not self.terminal.live:
             return
         if self.progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"),
-                       TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
             self.progress = Progress(*columns, console=self.terminal.console, transient=True)
             self.progress.start()
             self.task = self.progress.add_task(self.label, total=total, text=text)

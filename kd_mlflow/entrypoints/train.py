@@ -30,9 +30,7 @@ class TrainResult:
         return asdict(self)
 
 
-def train_teacher(
-    config: TeacherConfig, *, resume: str | None = None, terminal: Terminal | None = None
-) -> TrainResult:
+def train_teacher(config: TeacherConfig, *, resume: str | None = None, terminal: Terminal | None = None) -> TrainResult:
     """Train a teacher, record it in MLflow and register it as NAME-teacher.
 
     >>> from kd_mlflow.config import TeacherConfig
@@ -43,9 +41,7 @@ def train_teacher(
     return TrainResult(view.run_id, summary(view), registered)
 
 
-def train_student(
-    config: StudentConfig, *, resume: str | None = None, terminal: Terminal | None = None
-) -> TrainResult:
+def train_student(config: StudentConfig, *, resume: str | None = None, terminal: Terminal | None = None) -> TrainResult:
     """Train a student with labels only: the control that a distilled student is held against.
 
     >>> from kd_mlflow.config import StudentConfig

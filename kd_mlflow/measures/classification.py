@@ -63,8 +63,14 @@ def classify(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Classifi
     metrics["negative_log_likelihood"] = F.cross_entropy(logits.double(), labels).item()
     metrics["calibration_error"] = calibration_error(bins)
     rows = [
-        {"class": name, "support": int(support[k]), "precision": float(precision[k]), "recall": float(recall[k]),
-         "f1": float(f1[k]), "average_precision": None if np.isnan(averages[k]) else float(averages[k])}
+        {
+            "class": name,
+            "support": int(support[k]),
+            "precision": float(precision[k]),
+            "recall": float(recall[k]),
+            "f1": float(f1[k]),
+            "average_precision": None if np.isnan(averages[k]) else float(averages[k]),
+        }
         for k, name in enumerate(classes)
     ]
     return Classification(metrics, rows, confusion_matrix(truth, predicted, labels=known), bins)
@@ -78,11 +84,15 @@ def reliability(probabilities: np.ndarray, truth: np.ndarray) -> list[dict[str, 
     for place in range(BINS):
         inside = places == place
         count = int(inside.sum())
-        rows.append({
-            "lower": place / BINS, "upper": (place + 1) / BINS, "count": count,
-            "confidence": float(confidence[inside].mean()) if count else None,
-            "accuracy": float(right[inside].mean()) if count else None,
-        })
+        rows.append(
+            {
+                "lower": place / BINS,
+                "upper": (place + 1) / BINS,
+                "count": count,
+                "confidence": float(confidence[inside].mean()) if count else None,
+                "accuracy": float(right[inside].mean()) if count else None,
+            }
+        )
     return rows
 
 
@@ -98,4 +108,3 @@ def _average_precisions(truth: np.ndarray, probabilities: np.ndarray) -> np.ndar
     for k in np.unique(truth):
         values[k] = average_precision_score(truth == k, probabilities[:, k])
     return values
-

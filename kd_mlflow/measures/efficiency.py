@@ -29,7 +29,12 @@ class Efficiency:
 
 
 def measure(
-    model: nn.Module, *, image_size: int, device: torch.device, batch_size: int, file: Path | None = None,
+    model: nn.Module,
+    *,
+    image_size: int,
+    device: torch.device,
+    batch_size: int,
+    file: Path | None = None,
     seconds: float = 3.0,
 ) -> Efficiency:
     """Size, FLOPs, latency, throughput, memory and energy of inference on uint8 images.
@@ -63,8 +68,11 @@ def measure(
     metrics["throughput_images_per_s"] = batch_size / statistics.median(times)
     metrics["throughput_batch_size"] = float(batch_size)
     used = meter.usage(images=batch_size * (len(times) + WARM_UP))
-    names = {"peak_memory_mib": "inference_peak_memory_mib", "joules_per_image": "inference_joules_per_image",
-             "power_w_mean": "inference_power_w"}
+    names = {
+        "peak_memory_mib": "inference_peak_memory_mib",
+        "joules_per_image": "inference_joules_per_image",
+        "power_w_mean": "inference_power_w",
+    }
     metrics |= {names[name]: value for name, value in used.metrics.items() if name in names}
     return Efficiency(metrics, {names[name]: reason for name, reason in used.missing.items() if name in names})
 
@@ -90,9 +98,7 @@ def _flops(model: nn.Module, image: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def _timed(
-    run: Callable[[], object], device: torch.device, seconds: float, runs: tuple[int, int]
-) -> list[float]:
+def _timed(run: Callable[[], object], device: torch.device, seconds: float, runs: tuple[int, int]) -> list[float]:
     """Seconds of each run, after a warm-up: at least ``runs[0]``, then until the time or ``runs[1]`` is up."""
     for _ in range(WARM_UP):
         run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 
 import psutil
@@ -91,7 +92,7 @@ class ResourceMeter:
         points = [(moment, sample.watts) for moment, sample in self.samples if sample.watts is not None]
         if len(points) < 2:
             return None, end - start
-        pairs = zip(points, points[1:], strict=False)
+        pairs = pairwise(points)
         return sum((b - a) * (p + q) / 2 for (a, p), (b, q) in pairs), end - start
 
     def _watch(self) -> None:

@@ -42,8 +42,15 @@ def export_onnx(model: Classifier, path: Path) -> float:
     own = copy.deepcopy(model).cpu().eval()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     torch.onnx.export(
-        own, (_images(own, 2),), path, dynamo=True, external_data=False, verbose=False,
-        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        own,
+        (_images(own, 2),),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return _compared(own, path, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]))

@@ -81,7 +81,9 @@ class Tapped:
         if needs - {"logits"}:
             name = model.spec.architecture
             if "pooled" in needs and model.head is None:
-                raise InputError(f"'{name}' has no classifier layer whose input could be tapped; choose another method.")
+                raise InputError(
+                    f"'{name}' has no classifier layer whose input could be tapped; choose another method."
+                )
             if needs & {"stages", "preactivations"}:
                 self._stages = find_stages(model)
                 if len(self._stages) < 2:

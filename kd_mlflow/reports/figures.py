@@ -56,8 +56,14 @@ def confusion(view: RunView, classes: Sequence[str], normalised: bool) -> Figure
     picture = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalised else None)
     figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03)
     names, size = [_short(name) for name in classes], 8 if not many else max(3.5, 9 - len(classes) / 18)
-    axes.set_xticks(range(len(classes)), names, rotation=90 if many else 45, ha="center" if many else "right",
-                    fontsize=size, parse_math=False)
+    axes.set_xticks(
+        range(len(classes)),
+        names,
+        rotation=90 if many else 45,
+        ha="center" if many else "right",
+        fontsize=size,
+        parse_math=False,
+    )
     axes.set_yticks(range(len(classes)), names, fontsize=size, parse_math=False)
     if not many:
         _cells(axes, shown, "{:.2f}" if normalised else "{:.0f}")
@@ -75,15 +81,25 @@ def reliability(view: RunView) -> Figure:
     width = view.reliability[0]["upper"] - view.reliability[0]["lower"] if view.reliability else 0.1
     colour = COLOURS.get(view.role, "#444444")
     axes.bar(middle, [row["accuracy"] for row in rows], width * 0.94, color=colour, alpha=0.75, label="accuracy")
-    axes.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], "o", color="black",
-              markersize=3, label="at the bin's mean confidence")
+    axes.plot(
+        [row["confidence"] for row in rows],
+        [row["accuracy"] for row in rows],
+        "o",
+        color="black",
+        markersize=3,
+        label="at the bin's mean confidence",
+    )
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, label="honest")
     error = view.metrics.get("test/calibration_error")
     axes.set_title(f"{view.role}: reliability on test" + ("" if error is None else f", calibration error {error:.3f}"))
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axes.legend(loc="upper left", fontsize=8, frameon=False)
-    counts.bar([(r["lower"] + r["upper"]) / 2 for r in view.reliability], [r["count"] for r in view.reliability],
-               width * 0.94, color="#999999")
+    counts.bar(
+        [(r["lower"] + r["upper"]) / 2 for r in view.reliability],
+        [r["count"] for r in view.reliability],
+        width * 0.94,
+        color="#999999",
+    )
     counts.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
     return figure
 
@@ -94,8 +110,14 @@ def per_class_f1(views: Sequence[RunView], classes: Sequence[str]) -> Figure:
     order = sorted(classes, key=lambda name: tables[-1].get(name, 0.0))
     figure, (axes,) = _axes(1, (7.0, min(18.0, max(3.2, 1.4 + 0.26 * len(classes)))))
     for view, table in zip(views, tables, strict=True):
-        axes.plot([table.get(name, np.nan) for name in order], range(len(order)), "o", alpha=0.85,
-                  color=COLOURS.get(view.role, "#444444"), label=view.role)
+        axes.plot(
+            [table.get(name, np.nan) for name in order],
+            range(len(order)),
+            "o",
+            alpha=0.85,
+            color=COLOURS.get(view.role, "#444444"),
+            label=view.role,
+        )
     size = 9 if len(classes) <= 40 else 5.5
     axes.set_yticks(range(len(order)), [_short(name) for name in order], fontsize=size, parse_math=False)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(order) - 0.3), xlabel="F1 on test", title="F1 by class")
@@ -105,8 +127,12 @@ def per_class_f1(views: Sequence[RunView], classes: Sequence[str]) -> Figure:
 
 
 def samples(
-    images: np.ndarray, truth: Sequence[str], teacher_names: Sequence[str] | None,
-    teacher_probabilities: Sequence[float] | None, student_names: Sequence[str], student_probabilities: Sequence[float],
+    images: np.ndarray,
+    truth: Sequence[str],
+    teacher_names: Sequence[str] | None,
+    teacher_probabilities: Sequence[float] | None,
+    student_names: Sequence[str],
+    student_probabilities: Sequence[float],
 ) -> Figure:
     """Some test images ``[n, 3, H, W]`` uint8 with what the networks say; mistakes are marked with a cross."""
     count, columns = len(images), 4
@@ -124,7 +150,9 @@ def samples(
         own = "student" if teacher_names is not None else "network"
         lines.append(_said(own, student_names[place], student_probabilities[place], truth[place]))
         right = student_names[place] == truth[place]
-        axes.set_title("\n".join(lines), fontsize=8, loc="left", parse_math=False, color="black" if right else "#b30000")
+        axes.set_title(
+            "\n".join(lines), fontsize=8, loc="left", parse_math=False, color="black" if right else "#b30000"
+        )
     return figure
 
 
@@ -146,8 +174,16 @@ def _curve(axes: Axes, view: RunView, name: str, style: str, label: str) -> None
     if points:
         epochs, values = zip(*points, strict=True)
         marker = "." if len(points) < 40 else None
-        axes.plot(epochs, values, style, marker=marker, color=COLOURS.get(view.role, "#444444"), label=label,
-                  alpha=0.6 if style == "--" else 1.0, linewidth=1.6)
+        axes.plot(
+            epochs,
+            values,
+            style,
+            marker=marker,
+            color=COLOURS.get(view.role, "#444444"),
+            label=label,
+            alpha=0.6 if style == "--" else 1.0,
+            linewidth=1.6,
+        )
 
 
 def _mark_best(axes: Axes, view: RunView, name: str) -> None:
@@ -169,8 +205,15 @@ def _finish(axes: Axes, title: str, label: str) -> None:
 def _cells(axes: Axes, values: np.ndarray, form: str) -> None:
     dark = values.max() / 2
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, form.format(value), ha="center", va="center", fontsize=7,
-                  color="white" if value > dark else "black")
+        axes.text(
+            column,
+            row,
+            form.format(value),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if value > dark else "black",
+        )
 
 
 def _short(name: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from kd_mlflow.reports.data import RunView
-from kd_mlflow.reports.tables import efficiency_table, quality_table
+from kd_mlflow.reports.tables import efficiency_table, not_measured, quality_table
 
 STYLE = """
 :root { color-scheme: light; }
@@ -27,13 +27,20 @@ thead th { border-bottom: 2px solid #999; } tbody tr:hover { background: #f5f8fb
 .small { color: #666; font-size: .85rem; }
 """
 SECTIONS = (
-    ("Curves", ("accuracy", "loss")), ("Confusion", ("confusion", "confusion_normalised")),
-    ("Per class", ("per_class_f1",)), ("Calibration", ("reliability",)), ("Samples", ("samples",)),
+    ("Curves", ("accuracy", "loss")),
+    ("Confusion", ("confusion", "confusion_normalised")),
+    ("Per class", ("per_class_f1",)),
+    ("Calibration", ("reliability",)),
+    ("Samples", ("samples",)),
 )
 
 
 def render(
-    title: str, views: Sequence[RunView], classes: Sequence[str], figures: Mapping[str, Figure], config_yaml: str,
+    title: str,
+    views: Sequence[RunView],
+    classes: Sequence[str],
+    figures: Mapping[str, Figure],
+    config_yaml: str,
     notes: Sequence[str],
 ) -> str:
     """The page as HTML. ``views[-1]`` is the run's own; ``figures`` by the names in :data:`SECTIONS`."""
@@ -41,8 +48,12 @@ def render(
     parts += ["<h2>Result</h2>", *[f"<p>{html.escape(line)}</p>" for line in verdict(views)]]
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
     parts += ["<h2>Quality</h2>", f'<div class="scroll">{quality_table(views).to_html()}</div>']
-    parts += ["<h2>Efficiency</h2>", f'<div class="scroll">{efficiency_table(views).to_html()}</div>',
-              f'<p class="small">{html.escape(_missing(views))}</p>']
+    absent = not_measured(views)
+    parts += [
+        "<h2>Efficiency</h2>",
+        f'<div class="scroll">{efficiency_table(views).to_html()}</div>',
+        f'<p class="small">Not measured: {html.escape(absent)}.</p>' if absent else "",
+    ]
     for heading, names in SECTIONS:
         shown = [_picture(figures[name], name) for name in names if name in figures]
         if shown:
@@ -61,8 +72,12 @@ def verdict(views: Sequence[RunView]) -> list[str]:
     """What came out, in words, no stronger than the figures carry."""
     lines = [
         f"{view.role.capitalize()} ({view.architecture}): "
-        + ", ".join(f"{view.metrics[key]:.2%} accuracy on {split}" for split, key in
-                    (("validation", "val/accuracy"), ("test", "test/accuracy")) if key in view.metrics) + "."
+        + ", ".join(
+            f"{view.metrics[key]:.2%} accuracy on {split}"
+            for split, key in (("validation", "val/accuracy"), ("test", "test/accuracy"))
+            if key in view.metrics
+        )
+        + "."
         for view in views
     ]
     by_role = {view.role: view for view in views}
@@ -85,16 +100,6 @@ def verdict(views: Sequence[RunView]) -> list[str]:
 def _error(first: float, second: float, images: int) -> float:
     """Standard error of the difference of two accuracies on ``images`` images, taken as independent."""
     return math.sqrt(sum(max(p * (1 - p), 1e-6) for p in (first, second)) / max(images, 1))
-
-
-def _missing(views: Sequence[RunView]) -> str:
-    reasons: dict[str, set[str]] = {}
-    for view in views:
-        for name, reason in view.missing.items():
-            reasons.setdefault(reason, set()).add(name)
-    if not reasons:
-        return ""
-    return "Not measured: " + "; ".join(f"{', '.join(sorted(names))} ({why})" for why, names in sorted(reasons.items()))
 
 
 def _picture(figure: Figure, name: str) -> str:

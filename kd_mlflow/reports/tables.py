@@ -69,9 +69,7 @@ class Table:
     def to_html(self) -> str:
         """An HTML table, everything escaped; a first column of names, then right-aligned figures."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows
-        )
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -98,18 +96,24 @@ def quality_table(views: Sequence[RunView], splits: Sequence[str] = ("val", "tes
 
 
 def efficiency_table(views: Sequence[RunView]) -> Table:
-    """Cost of each network; what was not measured is empty, with its reason where all lack it."""
+    """Cost of each network; a figure that none of them has is left out (see :func:`not_measured`)."""
     rows = []
     for name, (label, form) in COST.items():
         key = f"efficiency/{name}"
         values = [view.metrics.get(key) for view in views]
-        reasons = {view.missing[name] for view in views if name in view.missing}
         if all(value is None for value in values):
-            if reasons:
-                rows.append([label, f"not measured: {'; '.join(sorted(reasons))}", *[""] * (len(views) - 1)])
             continue
         rows.append([label, *["" if value is None else form.format(value) for value in values]])
     return Table(["", *[_title(view) for view in views]], rows)
+
+
+def not_measured(views: Sequence[RunView]) -> str:
+    """What is left out, by reason; empty if nothing is."""
+    reasons: dict[str, set[str]] = {}
+    for view in views:
+        for name, reason in view.missing.items():
+            reasons.setdefault(reason, set()).add(COST[name][0] if name in COST else name)
+    return "; ".join(f"{', '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
 
 
 def _title(view: RunView) -> str:

@@ -132,6 +132,12 @@ class RunWriter:
             raise
         return writer
 
+    @property
+    def experiment(self) -> str:
+        """The name of the experiment that the run is in."""
+        run = get_run(self.client, self.run_id)
+        return self.client.get_experiment(run.info.experiment_id).name
+
     def params(self, values: Mapping[str, Any]) -> None:
         """Options as parameters ``cfg.<name>``, nested ones with dots, values cut at 6000 characters.
 

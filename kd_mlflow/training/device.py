@@ -39,7 +39,8 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     """``auto`` is bfloat16 on CUDA devices that have it, float32 elsewhere."""
     if name != "auto":
         return name  # type: ignore[return-value]
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:

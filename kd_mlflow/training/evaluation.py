@@ -34,9 +34,7 @@ def predict_logits(
 
 
 @torch.inference_mode()
-def measure_accuracy(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device, precision: Precision
-) -> float:
+def measure_accuracy(model: nn.Module, batches: Iterable[Batch], device: torch.device, precision: Precision) -> float:
     """The share of right predictions, in eval mode; holds no more than a batch."""
     was_training = model.training
     model.eval()

@@ -112,9 +112,7 @@ def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
     return Fit(distiller.deployed_student(best), last, state.meta.best_epoch, tuple(state.meta.history))
 
 
-def _epoch(
-    task: Task, state: TrainingState, tapped: Tapped, checkpoints: CheckpointFolder, observer: Observer
-) -> None:
+def _epoch(task: Task, state: TrainingState, tapped: Tapped, checkpoints: CheckpointFolder, observer: Observer) -> None:
     """One pass over the training split, validation, checkpoint."""
     meta, recipe = state.meta, task.recipe
     epoch = meta.epoch + 1
@@ -135,9 +133,7 @@ def _epoch(
     observer.on_epoch(meta.history[-1])
 
 
-def train_epoch(
-    task: Task, state: TrainingState, tapped: Tapped, epoch: int, observer: Observer
-) -> dict[str, float]:
+def train_epoch(task: Task, state: TrainingState, tapped: Tapped, epoch: int, observer: Observer) -> dict[str, float]:
     """All steps of an epoch; sums stay on the device and are read once, at its end."""
     state.student.train()
     state.distiller.train()
@@ -145,8 +141,9 @@ def train_epoch(
     sums: dict[str, Tensor] = {}
     seen, started, rate = 0, time.perf_counter(), 0.0
     for number, batch in enumerate(task.training_batches(epoch)):
-        progress = Progress(epoch, task.recipe.epochs, (epoch - 1) * task.steps_per_epoch + number,
-                            task.steps_per_epoch)
+        progress = Progress(
+            epoch, task.recipe.epochs, (epoch - 1) * task.steps_per_epoch + number, task.steps_per_epoch
+        )
         rate = task.recipe.learning_rate * rate_factor(task.recipe, progress.step, task.steps_per_epoch)
         set_rate(state.optimizer, rate)
         batch = task.distiller.transform_batch(batch, progress)

@@ -24,8 +24,16 @@ def test_cross_entropy_has_the_golden_value():
 
 @pytest.mark.parametrize(
     ("temperature", "golden"),
-    [(1, 0.271760), (2, 0.374142), (3, 0.397141), (4, 0.399559), (5, 0.397627), (6, 0.394946), (8, 0.390108),
-     (1000, 0.367412)],
+    [
+        (1, 0.271760),
+        (2, 0.374142),
+        (3, 0.397141),
+        (4, 0.399559),
+        (5, 0.397627),
+        (6, 0.394946),
+        (8, 0.390108),
+        (1000, 0.367412),
+    ],
 )
 def test_kd_loss_has_the_golden_value(temperature, golden):
     assert kd_loss(STUDENT, TEACHER, temperature).item() == pytest.approx(golden, abs=1e-6)
@@ -48,9 +56,7 @@ def test_large_temperature_tends_to_the_logit_difference():
 
 
 def test_total_of_the_source_report_has_the_golden_value():
-    total, terms = KD(Context(4), temperature=4, alpha=0.7).loss(
-        Outputs(STUDENT), [Outputs(TEACHER)], LABELS, PROGRESS
-    )
+    total, terms = KD(Context(4), temperature=4, alpha=0.7).loss(Outputs(STUDENT), [Outputs(TEACHER)], LABELS, PROGRESS)
     assert total.item() == pytest.approx(0.539491, abs=1e-6)
     assert terms["kd"].item() == pytest.approx(0.399559, abs=1e-6)
     assert terms["cross_entropy"].item() == pytest.approx(0.865999, abs=1e-6)

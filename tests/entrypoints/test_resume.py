@@ -18,8 +18,19 @@ ROLES = ["teacher", "control", "student"]
 
 
 def command(photos: Path) -> list[str]:
-    return ["distill", "--data", str(photos), *SMALL, "--epochs", str(EPOCHS), "--batch-size", "8", "--dropout", "0.2",
-            "--json"]
+    return [
+        "distill",
+        "--data",
+        str(photos),
+        *SMALL,
+        "--epochs",
+        str(EPOCHS),
+        "--batch-size",
+        "8",
+        "--dropout",
+        "0.2",
+        "--json",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +48,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, many_photos: Path) -> 
 def weights(place: Place, result: dict) -> dict[str, str]:
     return {
         f"{role} {kind}": file_sha256(place.home / "checkpoints" / result[role]["run_id"] / kind / "model.safetensors")
-        for role in ROLES for kind in ("model", "last")
+        for role in ROLES
+        for kind in ("model", "last")
     }
 
 
@@ -89,9 +101,21 @@ def test_a_run_id_is_enough_to_go_on(undisturbed, place, many_photos):
 
 
 def test_resume_without_anything_to_resume_runs_normally(place, photos):
-    result = json.loads(place.run(
-        "student", "--data", str(photos), "--student", "shufflenet_v2_x0_5", "--image-size", "32", "--epochs", "1",
-        "--resume", "--json"))
+    result = json.loads(
+        place.run(
+            "student",
+            "--data",
+            str(photos),
+            "--student",
+            "shufflenet_v2_x0_5",
+            "--image-size",
+            "32",
+            "--epochs",
+            "1",
+            "--resume",
+            "--json",
+        )
+    )
     assert MlflowClient(place.uri).get_run(result["run_id"]).info.status == "FINISHED"
 
 

@@ -33,7 +33,10 @@ def test_the_newest_comes_back_with_its_history_and_the_best_weights(tmp_path):
 def test_two_checkpoints_and_the_best_are_kept(tmp_path):
     fill(tmp_path, 5, best=(1, 2))
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "best-00002.safetensors", "checkpoint-00004.json", "checkpoint-00004.safetensors", "checkpoint-00005.json",
+        "best-00002.safetensors",
+        "checkpoint-00004.json",
+        "checkpoint-00004.safetensors",
+        "checkpoint-00005.json",
         "checkpoint-00005.safetensors",
     ]
 

@@ -24,8 +24,14 @@ STEPS, SIZE = 4, 32
 
 
 def network(seed: int):
-    spec = ModelSpec(architecture="shufflenet_v2_x0_5", classes=("a", "b", "c"), image_size=SIZE, mean=(0.5,) * 3,
-                     std=(0.2,) * 3, dropout=0.3)
+    spec = ModelSpec(
+        architecture="shufflenet_v2_x0_5",
+        classes=("a", "b", "c"),
+        image_size=SIZE,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        dropout=0.3,
+    )
     return build(spec, seed=seed)
 
 
@@ -45,9 +51,14 @@ def task(teacher=None, training=batches, **given) -> Task:
         plan = plan.model_copy(update={"method": "kd", "method_options": {"temperature": 4.0, "alpha": 0.7}})
     distiller = create(plan.method, Context(3), plan.method_options)
     return Task(
-        recipe=plan, student=network(1), distiller=distiller,
+        recipe=plan,
+        student=network(1),
+        distiller=distiller,
         teachers=[] if teacher is None else [LiveTeacher(teacher, distiller.needs, CPU)],
-        training_batches=training, validation_batches=lambda: batches(0, 2), steps_per_epoch=STEPS, device=CPU,
+        training_batches=training,
+        validation_batches=lambda: batches(0, 2),
+        steps_per_epoch=STEPS,
+        device=CPU,
     )
 
 
@@ -63,8 +74,10 @@ class StopAfter(Silent):
 
 
 VARIANTS = [
-    {}, {"optimizer": "adamw", "schedule": "cosine", "warmup_epochs": 1.5, "weight_decay": 0.01},
-    {"optimizer": "sgd", "gradient_clip": 1.0, "label_smoothing": 0.1}, {"ema": 0.9},
+    {},
+    {"optimizer": "adamw", "schedule": "cosine", "warmup_epochs": 1.5, "weight_decay": 0.01},
+    {"optimizer": "sgd", "gradient_clip": 1.0, "label_smoothing": 0.1},
+    {"ema": 0.9},
 ]
 
 
@@ -83,7 +96,8 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path: Path, given):
     timings = ("images_per_s", "seconds", "seconds_per_batch")
     for one, other in zip(whole.history, resumed.history, strict=True):
         assert {k: v for k, v in one.metrics.items() if not k.endswith(timings)} == {
-            k: v for k, v in other.metrics.items() if not k.endswith(timings)}
+            k: v for k, v in other.metrics.items() if not k.endswith(timings)
+        }
 
 
 def test_the_teacher_is_never_touched(tmp_path):

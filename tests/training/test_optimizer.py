@@ -38,8 +38,9 @@ def test_constant_stays():
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_trunk_gets_its_share_and_every_parameter_one_group(name):
-    spec = ModelSpec(architecture="shufflenet_v2_x0_5", classes=("a", "b"), image_size=32, mean=(0.5,) * 3,
-                     std=(0.2,) * 3)
+    spec = ModelSpec(
+        architecture="shufflenet_v2_x0_5", classes=("a", "b"), image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3
+    )
     model = build(spec, seed=0)
     extra = torch.nn.Parameter(torch.zeros(3))
     optimizer = build_optimizer(plan(optimizer=name, trunk_factor=0.1), model, [extra], torch.device("cpu"))
