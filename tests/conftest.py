@@ -53,6 +53,7 @@ class Place:
             "KD_MLFLOW_HOME": str(self.home),
             "HOME": str(self.path / "home"),
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "NO_COLOR": "1",
         }

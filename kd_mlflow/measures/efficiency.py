@@ -35,7 +35,7 @@ def measure(
     device: torch.device,
     batch_size: int,
     file: Path | None = None,
-    seconds: float = 3.0,
+    seconds: float = 1.0,
 ) -> Efficiency:
     """Size, FLOPs, latency, throughput, memory and energy of inference on uint8 images.
 
