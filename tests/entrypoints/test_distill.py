@@ -136,11 +136,7 @@ def test_the_config_of_the_run_repeats_it(distilled, client, runs, tmp_path):
     assert again["control"]["run_id"] == runs["control"]["run_id"]
     assert again["teacher"]["run_id"] == runs["teacher"]["run_id"]
     assert again["registered"] is None
-    assert (
-        again["test"]
-        if "test" in again
-        else again["student"]["test"]["accuracy"] == first.data.metrics["test/accuracy"]
-    )
+    assert again["student"]["test"]["accuracy"] == first.data.metrics["test/accuracy"]
     repeated = client.get_run(again["run_id"])
     assert repeated.data.tags["kd.fingerprint"] == first.data.tags["kd.fingerprint"]
     assert repeated.data.tags["kd.weights_digest"] == first.data.tags["kd.weights_digest"]

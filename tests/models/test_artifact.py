@@ -1,0 +1,102 @@
+"""The model folder: what was written comes back bit for bit, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import kd_mlflow
+from kd_mlflow.errors import InputError
+from kd_mlflow.models.artifact import load_model, read_run_id, read_spec, save_model
+from kd_mlflow.models.export import export_onnx, export_pt2
+
+
+@pytest.fixture
+def folder(make, tmp_path):
+    model = make(stem="standard", dropout=0.1)
+    for buffer in model.buffers():
+        if buffer.is_floating_point() and buffer.dim() == 1:
+            buffer.uniform_(0.5, 1.5)
+    save_model(tmp_path / "model", model, run_id="r1")
+    return model, tmp_path / "model"
+
+
+def test_weights_and_recipe_come_back_bit_for_bit_and_train(folder):
+    model, path = folder
+    loaded = kd_mlflow.load_model(path)
+    assert loaded.spec == model.spec == read_spec(path)
+    assert loaded.run_id == read_run_id(path) == "r1"
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    loaded.train()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).sum().backward()
+    assert loaded.head_parameters()[0].grad is not None
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_the_program_gives_the_modules_logits_for_any_batch(folder, count):
+    model, path = folder
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    program = torch.export.load(path / "model.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(pixels), model.eval()(pixels))
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 40, 40, dtype=torch.uint8)])
+def test_the_program_refuses_other_types_and_sizes(folder, wrong):
+    program = torch.export.load(folder[1] / "model.pt2").module()
+    with pytest.raises((RuntimeError, AssertionError), match=r"Expected: Byte|size"):
+        program(wrong)
+
+
+def test_writing_again_replaces_the_folder_and_leaves_nothing_beside_it(folder, make):
+    _, path = folder
+    save_model(path, make(seed=8), program=False)
+    assert sorted(file.name for file in path.iterdir()) == ["model.json", "model.safetensors"]
+    assert [file.name for file in path.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt2"])
+def test_an_altered_or_missing_file_is_named(folder, name):
+    _, path = folder
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=name):
+        load_model(path)
+    (path / name).unlink()
+    with pytest.raises(InputError, match=name):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["digests"].update({"../../etc/passwd": "0"}),
+        lambda d: d["digests"].clear(),
+        lambda d: d["spec"].update(architecture="resnet18"),
+        lambda d: d["spec"].update(image_size=10**9),
+        lambda d: d["spec"].update(std=[0, 1, 1]),
+        lambda d: d.update(format=99),
+        lambda d: d.update(code="import os"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(folder, change):
+    _, path = folder
+    description = json.loads((path / "model.json").read_text())
+    change(description)
+    (path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(InputError):
+        load_model(path)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"model\.json"):
+        load_model(tmp_path)
+
+
+def test_exports_agree_with_the_module(folder, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    model, _ = folder
+    assert export_onnx(model, tmp_path / "model.onnx") < 1e-4
+    assert export_pt2(model, tmp_path / "model.pt2") < 1e-6
