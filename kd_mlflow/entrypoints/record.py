@@ -173,8 +173,8 @@ def summary(view: RunView) -> dict[str, Any]:
 
 def record_report(
     session: Session, writer: RunWriter, config: Options, views: list[RunView], test: Judged, notes: list[str]
-) -> str:
-    """Figures and the self-contained report of a run; ``views[-1]`` is the run's own. Returns the HTML."""
+) -> None:
+    """Figures and the self-contained report of a run; ``views[-1]`` is the run's own."""
     own, classes = views[-1], session.store.classes
     drawn = {
         "accuracy": figures.accuracy_curves(views),
@@ -185,15 +185,15 @@ def record_report(
         "reliability": figures.reliability(own),
         "samples": _samples(session, test),
     }
-    for name, figure in drawn.items():
-        writer.figure(f"figures/{name}.png", figure)
+    pngs = {name: figures.to_png(figure) for name, figure in drawn.items()}
     title = f"{session.store.name}: {own.role} {own.architecture}"
-    page = render(title, views, classes, drawn, to_yaml(config), notes)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "report.html"
-        file.write_text(page, encoding="utf-8")
-        writer.artifact(file, "")
-    return page
+    page = render(title, views, classes, pngs, to_yaml(config), notes)
+    with TemporaryDirectory() as scratch:
+        (Path(scratch) / "figures").mkdir()
+        for name, png in pngs.items():
+            (Path(scratch) / "figures" / f"{name}.png").write_bytes(png)
+        (Path(scratch) / "report.html").write_text(page, encoding="utf-8")
+        writer.artifact(Path(scratch))
 
 
 def _samples(session: Session, test: Judged) -> Any:

@@ -16,6 +16,8 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
+from kd_mlflow.errors import GuardError, InputError
+
 BINS = 15
 
 
@@ -26,10 +28,11 @@ class Classification:
     Attributes
     ----------
     metrics:
-        By name; macro averages weigh classes alike, weighted ones by support (weighted recall is the
-        accuracy). ``top5_accuracy`` only with more than five classes.
+        By name; macro averages weigh the classes that the split holds alike, weighted ones by support
+        (weighted recall is the accuracy). ``top5_accuracy`` only with more than five classes.
     per_class:
-        A row a class: support, precision, recall, f1, average_precision.
+        A row a class: support, precision, recall, f1, average_precision; the last four are None for a
+        class that the split does not hold.
     confusion:
         ``[K, K]`` counts, rows are the truth.
     reliability:
@@ -47,30 +50,34 @@ def classify(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Classifi
 
     Mean average precision is the unweighted mean over the classes present of the non-interpolated
     average precision of their softmax scores over the whole split.
+
+    Raises
+    ------
+    InputError
+        The split is empty.
+    GuardError
+        A logit is not finite.
     """
-    probabilities = F.softmax(logits.double(), dim=1).numpy()
+    logits, labels = logits.detach().cpu().double(), labels.detach().cpu()
+    _check(logits)
+    probabilities = F.softmax(logits, dim=1).numpy()
     truth, predicted, known = labels.numpy(), probabilities.argmax(axis=1), np.arange(len(classes))
     precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=known, zero_division=0)
-    averages = _average_precisions(truth, probabilities)
+    averages, held = _average_precisions(truth, probabilities), support > 0
     bins = reliability(probabilities, truth)
     metrics = {"accuracy": float(np.mean(predicted == truth))}
     if len(classes) > 5:
         metrics["top5_accuracy"] = float(top_k_accuracy_score(truth, probabilities, k=5, labels=known))
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
-        metrics[f"macro_{name}"] = float(np.mean(values))
+        metrics[f"macro_{name}"] = float(np.mean(values[held]))
         metrics[f"weighted_{name}"] = float(np.average(values, weights=support))
     metrics["mean_average_precision"] = float(np.nanmean(averages))
-    metrics["negative_log_likelihood"] = F.cross_entropy(logits.double(), labels).item()
+    metrics["negative_log_likelihood"] = F.cross_entropy(logits, labels).item()
     metrics["calibration_error"] = calibration_error(bins)
+    columns = {"precision": precision, "recall": recall, "f1": f1, "average_precision": averages}
     rows = [
-        {
-            "class": name,
-            "support": int(support[k]),
-            "precision": float(precision[k]),
-            "recall": float(recall[k]),
-            "f1": float(f1[k]),
-            "average_precision": None if np.isnan(averages[k]) else float(averages[k]),
-        }
+        {"class": name, "support": int(support[k])}
+        | {column: float(values[k]) if held[k] else None for column, values in columns.items()}
         for k, name in enumerate(classes)
     ]
     return Classification(metrics, rows, confusion_matrix(truth, predicted, labels=known), bins)
@@ -100,6 +107,17 @@ def calibration_error(bins: list[dict[str, Any]]) -> float:
     """Expected calibration error: the mean gap of confidence and accuracy, weighted by count."""
     total = sum(row["count"] for row in bins)
     return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in bins if row["count"]) / total
+
+
+def _check(logits: Tensor) -> None:
+    if not len(logits):
+        raise InputError("The split to measure holds no images; choose one that does, or add images to it.")
+    spoilt = int((~logits.isfinite().all(dim=1)).sum())
+    if spoilt:
+        raise GuardError(
+            f"The network's outputs are not finite for {spoilt} of {len(logits)} images; "
+            "train it with a smaller learning rate or in float32."
+        )
 
 
 def _average_precisions(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

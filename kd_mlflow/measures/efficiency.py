@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_mlflow.measures.resources import ResourceMeter
 
+logger = logging.getLogger(__name__)
+
 MIB = 2**20
 WARM_UP = 5
 LATENCY_RUNS = (30, 200)
+THROUGHPUT_RUNS = (3, 100)
+MEMORY_AND_ENERGY = {
+    "peak_memory_mib": "inference_peak_memory_mib",
+    "joules_per_image": "inference_joules_per_image",
+    "power_w_mean": "inference_power_w",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,14 @@ class Efficiency:
 
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each timed run, and how many runs there were with the warm-up."""
+
+    seconds: list[float]
+    runs: int
 
 
 def measure(
@@ -40,11 +58,14 @@ def measure(
     """Size, FLOPs, latency, throughput, memory and energy of inference on uint8 images.
 
     FLOPs count a multiplication and an addition as two, for one image. Latency is that of single
-    images after a warm-up; throughput that of batches of ``batch_size``. Peak memory is the
-    allocator's on a GPU, the process's resident set on a CPU. Sizes are in MiB.
+    images after a warm-up; throughput that of batches of ``batch_size``, or of half, a quarter … of it
+    if a GPU's memory does not hold that. Peak memory is the allocator's on a GPU, the process's
+    resident set on a CPU. Sizes are in MiB.
 
     Parameters
     ----------
+    model:
+        Takes uint8 ``[B, 3, S, S]``; is left on ``device``, in the mode it came in.
     file:
         The weights file whose size is given.
     seconds:
@@ -56,24 +77,34 @@ def measure(
     if file is not None:
         metrics["file_mib"] = file.stat().st_size / MIB
     one = torch.randint(0, 256, (1, 3, image_size, image_size), dtype=torch.uint8, device=device)
-    many = one.repeat(batch_size, 1, 1, 1)
     with torch.inference_mode():
         metrics["flops"] = float(_flops(model, one))
-        times = _timed(lambda: model(one), device, seconds, LATENCY_RUNS)
+        times = _timed(partial(model, one), device, seconds, LATENCY_RUNS).seconds
         metrics["latency_ms_b1_median"] = statistics.median(times) * 1e3
         metrics["latency_ms_b1_p95"] = float(np.percentile(times, 95)) * 1e3
-        with ResourceMeter(device) as meter:
-            times = _timed(lambda: model(many), device, seconds, (3, 100))
+        large = _throughput(model, one, device, batch_size, seconds)
     model.train(was_training)
-    metrics["throughput_images_per_s"] = batch_size / statistics.median(times)
+    return Efficiency(metrics | large.metrics, large.missing)
+
+
+def _throughput(model: nn.Module, image: Tensor, device: torch.device, batch_size: int, seconds: float) -> Efficiency:
+    """Images a second at a large batch, and the memory and energy that it takes."""
+    while True:
+        try:
+            many = image.repeat(batch_size, 1, 1, 1)
+            with ResourceMeter(device) as meter:
+                timing = _timed(partial(model, many), device, seconds, THROUGHPUT_RUNS)
+            break
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            # A network that was trained in small batches must not fail its run on this figure.
+            batch_size //= 2
+            logger.info("Throughput is measured at a batch of %d: memory does not hold more.", batch_size)
+    used, names = meter.usage(images=batch_size * timing.runs), MEMORY_AND_ENERGY
+    metrics = {names[name]: value for name, value in used.metrics.items() if name in names}
+    metrics["throughput_images_per_s"] = batch_size / statistics.median(timing.seconds)
     metrics["throughput_batch_size"] = float(batch_size)
-    used = meter.usage(images=batch_size * (len(times) + WARM_UP))
-    names = {
-        "peak_memory_mib": "inference_peak_memory_mib",
-        "joules_per_image": "inference_joules_per_image",
-        "power_w_mean": "inference_power_w",
-    }
-    metrics |= {names[name]: value for name, value in used.metrics.items() if name in names}
     return Efficiency(metrics, {names[name]: reason for name, reason in used.missing.items() if name in names})
 
 
@@ -98,11 +129,13 @@ def _flops(model: nn.Module, image: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def _timed(run: Callable[[], object], device: torch.device, seconds: float, runs: tuple[int, int]) -> list[float]:
-    """Seconds of each run, after a warm-up: at least ``runs[0]``, then until the time or ``runs[1]`` is up."""
-    for _ in range(WARM_UP):
+def _timed(run: Callable[[], object], device: torch.device, seconds: float, runs: tuple[int, int]) -> Timing:
+    """Times runs after a warm-up: at least ``runs[0]``, then until the time or ``runs[1]`` is up."""
+    warm, end = 0, time.perf_counter() + seconds
+    while warm == 0 or (warm < WARM_UP and time.perf_counter() < end):
         run()
-    _wait(device)
+        _wait(device)
+        warm += 1
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < runs[0] or (len(times) < runs[1] and time.perf_counter() < end):
@@ -110,7 +143,7 @@ def _timed(run: Callable[[], object], device: torch.device, seconds: float, runs
         run()
         _wait(device)
         times.append(time.perf_counter() - started)
-    return times
+    return Timing(times, warm + len(times))
 
 
 def _wait(device: torch.device) -> None:

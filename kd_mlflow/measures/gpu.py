@@ -39,23 +39,36 @@ class Gpu:
             return None
 
 
-def open_gpu(index: int, nvml: Any = None, visible: str | None = None) -> Gpu | str:
+def open_gpu(index: int, nvml: Any = None, visible: str | None = None, uuid: str | None = None) -> Gpu | str:
     """The device that PyTorch calls ``cuda:index``, or the reason why it cannot be read.
 
-    NVML numbers all devices of the machine; CUDA_VISIBLE_DEVICES says which of them, by number or
-    UUID and in which order, PyTorch sees.
+    NVML numbers all devices of the machine by bus; CUDA_VISIBLE_DEVICES says which of them, by number
+    or UUID and in which order, PyTorch sees, and CUDA may number the fastest first. So a UUID, where
+    PyTorch tells it, goes before the number.
+
+    Parameters
+    ----------
+    nvml:
+        A module that speaks NVML's API; None for ``pynvml``.
+    visible:
+        What CUDA_VISIBLE_DEVICES holds; None reads the environment.
+    uuid:
+        The device's UUID, with or without NVML's ``GPU-``.
     """
     nvml = nvml or _pynvml()
     if isinstance(nvml, str):
         return nvml
     try:
         nvml.nvmlInit()
+        handle = _search(nvml, uuid) if uuid else None
+        if handle is not None:
+            return Gpu(nvml, handle)
         listed = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
         names = [name.strip() for name in listed.split(",")] if listed else []
         name = names[index] if index < len(names) else str(index)
         if name.isdigit():
             return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(name)))
-        return Gpu(nvml, _by_uuid(nvml, name))
+        return Gpu(nvml, _search(nvml, name) or nvml.nvmlDeviceGetHandleByUUID(name))
     except nvml.NVMLError as error:
         return f"NVML: {error}"
 
@@ -66,14 +79,15 @@ def nvml_state() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _by_uuid(nvml: Any, name: str) -> Any:
-    """A UUID may be cut short as long as it is unique."""
+def _search(nvml: Any, name: str) -> Any | None:
+    """The first device whose UUID begins so: CUDA takes UUIDs cut short, as long as they are unique."""
     for number in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(number)
         uuid = nvml.nvmlDeviceGetUUID(handle)
-        if (uuid.decode() if isinstance(uuid, bytes) else uuid).startswith(name):
+        uuid = uuid.decode() if isinstance(uuid, bytes) else uuid
+        if uuid.removeprefix("GPU-").startswith(name.removeprefix("GPU-")):
             return handle
-    return nvml.nvmlDeviceGetHandleByUUID(name)
+    return None
 
 
 def _pynvml() -> Any:

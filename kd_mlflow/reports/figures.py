@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from kd_mlflow.reports.data import RunView
 
 # One colour a role, the same in every figure; told apart without red and green.
 COLOURS = {"teacher": "#6a51a3", "control": "#d95f0e", "student": "#1b7abf", "evaluate": "#6a51a3"}
+NEUTRAL = "#444444"
 CELLS_WITH_TEXT = 20
 NAME_LENGTH = 24
 
@@ -51,11 +53,11 @@ def confusion(view: RunView, classes: Sequence[str], normalised: bool) -> Figure
     counts = np.asarray(view.confusion, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shown, many = (shares if normalised else counts), len(classes) > CELLS_WITH_TEXT
-    side = min(15.0, max(4.6, 2.2 + (0.14 if many else 0.44) * len(classes)))
+    side = min(16.4, max(4.6, 2.4 + (0.14 if many else 0.44) * len(classes)))
     figure, (axes,) = _axes(1, (side + 0.8, side))
     picture = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalised else None)
     figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03)
-    names, size = [_short(name) for name in classes], 8 if not many else max(3.5, 9 - len(classes) / 18)
+    names, size = [_short(name) for name in classes], _label_size(side - 2.4, len(classes))
     axes.set_xticks(
         range(len(classes)),
         names,
@@ -79,7 +81,7 @@ def reliability(view: RunView) -> Figure:
     rows = [row for row in view.reliability if row["count"]]
     middle = [(row["lower"] + row["upper"]) / 2 for row in rows]
     width = view.reliability[0]["upper"] - view.reliability[0]["lower"] if view.reliability else 0.1
-    colour = COLOURS.get(view.role, "#444444")
+    colour = COLOURS.get(view.role, NEUTRAL)
     axes.bar(middle, [row["accuracy"] for row in rows], width * 0.94, color=colour, alpha=0.75, label="accuracy")
     axes.plot(
         [row["confidence"] for row in rows],
@@ -106,23 +108,24 @@ def reliability(view: RunView) -> Figure:
 
 def per_class_f1(views: Sequence[RunView], classes: Sequence[str]) -> Figure:
     """F1 of every class on test, one dot a network, classes sorted by the last network's."""
-    tables = [{row["class"]: row["f1"] for row in view.per_class} for view in views]
+    tables = [{row["class"]: row["f1"] for row in view.per_class if row["f1"] is not None} for view in views]
     order = sorted(classes, key=lambda name: tables[-1].get(name, 0.0))
-    figure, (axes,) = _axes(1, (7.0, min(18.0, max(3.2, 1.4 + 0.26 * len(classes)))))
+    height = min(18.0, max(3.2, 1.6 + 0.26 * len(classes)))
+    figure, (axes,) = _axes(1, (7.0, height))
     for view, table in zip(views, tables, strict=True):
         axes.plot(
             [table.get(name, np.nan) for name in order],
             range(len(order)),
             "o",
             alpha=0.85,
-            color=COLOURS.get(view.role, "#444444"),
+            color=COLOURS.get(view.role, NEUTRAL),
             label=view.role,
         )
-    size = 9 if len(classes) <= 40 else 5.5
+    size = _label_size(height - 1.6, len(classes))
     axes.set_yticks(range(len(order)), [_short(name) for name in order], fontsize=size, parse_math=False)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(order) - 0.3), xlabel="F1 on test", title="F1 by class")
     axes.grid(axis="both", alpha=0.25)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    figure.legend(fontsize=8, frameon=False, loc="outside upper right", ncols=max(1, len(views)))
     return figure
 
 
@@ -156,6 +159,13 @@ def samples(
     return figure
 
 
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG, drawn once for the run's artifacts and for the report."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()
+
+
 def _said(who: str, name: str, probability: float, truth: str) -> str:
     return f"{'✓' if name == truth else '✗'} {who}: {_short(name)} {probability:.2f}"
 
@@ -179,7 +189,7 @@ def _curve(axes: Axes, view: RunView, name: str, style: str, label: str) -> None
             values,
             style,
             marker=marker,
-            color=COLOURS.get(view.role, "#444444"),
+            color=COLOURS.get(view.role, NEUTRAL),
             label=label,
             alpha=0.6 if style == "--" else 1.0,
             linewidth=1.6,
@@ -191,7 +201,7 @@ def _mark_best(axes: Axes, view: RunView, name: str) -> None:
     best = view.metrics.get("val/epoch")
     value = dict(view.history.get(name, [])).get(int(best)) if best is not None else None
     if value is not None:
-        axes.plot([best], [value], "o", markersize=9, fillstyle="none", color=COLOURS.get(view.role, "#444444"))
+        axes.plot([best], [value], "o", markersize=9, fillstyle="none", color=COLOURS.get(view.role, NEUTRAL))
 
 
 def _finish(axes: Axes, title: str, label: str) -> None:
@@ -200,6 +210,11 @@ def _finish(axes: Axes, title: str, label: str) -> None:
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
+
+
+def _label_size(inches: float, labels: int) -> float:
+    """Points of a label that fills most of its share of an axis, and no more than reads well."""
+    return min(9.0, 0.75 * 72 * inches / max(labels, 1))
 
 
 def _cells(axes: Axes, values: np.ndarray, form: str) -> None:

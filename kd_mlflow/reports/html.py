@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
-
-from matplotlib.figure import Figure
 
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.tables import efficiency_table, not_measured, quality_table
@@ -22,10 +19,13 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-
 table { border-collapse: collapse; font-size: .88rem; } th, td { padding: .22rem .7rem; text-align: right;
         border-bottom: 1px solid #eee; } th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #999; } tbody tr:hover { background: #f5f8fb; }
-.scroll { overflow-x: auto; } img { max-width: 100%; height: auto; } pre { background: #f6f6f6; padding: .8rem;
-        overflow-x: auto; font-size: .8rem; } .note { border-left: 3px solid #d95f0e; padding-left: .7rem; }
+.scroll { overflow-x: auto; } td:first-child { white-space: nowrap; }
+img { max-width: 100%; height: auto; } img.wide { max-width: none; }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+.note { border-left: 3px solid #d95f0e; padding-left: .7rem; }
 .small { color: #666; font-size: .85rem; }
 """
+WIDE = 1320  # pixels; a wider figure is scrolled, not shrunk until its labels cannot be read
 SECTIONS = (
     ("Curves", ("accuracy", "loss")),
     ("Confusion", ("confusion", "confusion_normalised")),
@@ -39,14 +39,13 @@ def render(
     title: str,
     views: Sequence[RunView],
     classes: Sequence[str],
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, bytes],
     config_yaml: str,
     notes: Sequence[str],
 ) -> str:
-    """The page as HTML. ``views[-1]`` is the run's own; ``figures`` by the names in :data:`SECTIONS`."""
+    """The page as HTML. ``views[-1]`` is the run's own; ``figures`` are PNGs by the names in :data:`SECTIONS`."""
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="small">Run {html.escape(views[-1].run_id)}</p>']
     parts += ["<h2>Result</h2>", *[f"<p>{html.escape(line)}</p>" for line in verdict(views)]]
-    parts += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
     parts += ["<h2>Quality</h2>", f'<div class="scroll">{quality_table(views).to_html()}</div>']
     absent = not_measured(views)
     parts += [
@@ -58,6 +57,8 @@ def render(
         shown = [_picture(figures[name], name) for name in names if name in figures]
         if shown:
             parts += [f"<h2>{heading}</h2>", *shown]
+    if notes:
+        parts += ["<h2>Notes</h2>", *[f'<p class="note">{html.escape(note)}</p>' for note in notes]]
     parts += ["<h2>Configuration</h2>", f"<pre>{html.escape(config_yaml)}</pre>"]
     parts += [f'<p class="small">Classes: {html.escape(", ".join(classes))}</p>']
     body = "\n".join(parts)
@@ -70,40 +71,55 @@ def render(
 
 def verdict(views: Sequence[RunView]) -> list[str]:
     """What came out, in words, no stronger than the figures carry."""
-    lines = [
-        f"{view.role.capitalize()} ({view.architecture}): "
-        + ", ".join(
-            f"{view.metrics[key]:.2%} accuracy on {split}"
-            for split, key in (("validation", "val/accuracy"), ("test", "test/accuracy"))
-            if key in view.metrics
-        )
-        + "."
-        for view in views
-    ]
+    lines = [_standing(view) for view in views]
     by_role = {view.role: view for view in views}
-    if not {"student", "control"} <= set(by_role):
-        return lines
-    student, control = by_role["student"].metrics, by_role["control"].metrics
-    images = sum(row["support"] for row in by_role["student"].per_class)
-    gains = {split: student[f"{split}/accuracy"] - control[f"{split}/accuracy"] for split in ("val", "test")}
-    error = _error(student["test/accuracy"], control["test/accuracy"], images)
-    word = "above" if gains["test"] > 0 else "below" if gains["test"] < 0 else "level with"
-    size = "more than" if abs(gains["test"]) > 2 * error else "less than"
-    lines.append(
-        f"The distilled student is {word} the labels-only control on test by {abs(gains['test']) * 100:.2f} points "
-        f"({gains['val'] * 100:+.2f} on validation). That is {size} two standard errors of such a difference on "
-        f"{images} images ({error * 100:.2f} points each), and it rests on one seed."
-    )
+    if {"student", "control"} <= set(by_role):
+        lines.append(_gain(by_role["student"], by_role["control"]))
     return lines
 
 
-def _error(first: float, second: float, images: int) -> float:
+def _standing(view: RunView) -> str:
+    known = [
+        f"{view.metrics[key]:.2%} accuracy on {split}"
+        for split, key in (("validation", "val/accuracy"), ("test", "test/accuracy"))
+        if key in view.metrics
+    ]
+    return f"{view.role.capitalize()} ({view.architecture}): {', '.join(known) or 'not measured'}."
+
+
+def _gain(student: RunView, control: RunView) -> str:
+    """Did distillation help, and is the difference larger than chance on so many images?"""
+    ours, theirs = student.metrics["test/accuracy"], control.metrics["test/accuracy"]
+    gain, images = ours - theirs, sum(row["support"] for row in student.per_class)
+    on_validation = student.metrics["val/accuracy"] - control.metrics["val/accuracy"]
+    points = f"{abs(gain) * 100:.2f} points"
+    if gain > 0:
+        outcome = f"beat the labels-only control on test by {points}"
+    elif gain < 0:
+        outcome = f"did not beat the labels-only control: on test it is {points} below"
+    else:
+        outcome = "is level with the labels-only control on test"
+    error = standard_error(ours, theirs, images)
+    size = "more than" if abs(gain) > 2 * error else "within"
+    return (
+        f"The distilled student {outcome} ({on_validation * 100:+.2f} on validation). The binomial standard error of "
+        f"such a difference on {images} images is {error * 100:.2f} points: this one is {size} two of them, and it "
+        "rests on one seed."
+    )
+
+
+def standard_error(first: float, second: float, images: int) -> float:
     """Standard error of the difference of two accuracies on ``images`` images, taken as independent."""
-    return math.sqrt(sum(max(p * (1 - p), 1e-6) for p in (first, second)) / max(images, 1))
+    return math.sqrt((first * (1 - first) + second * (1 - second)) / max(images, 1))
 
 
-def _picture(figure: Figure, name: str) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    coded = base64.b64encode(out.getvalue()).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{coded}">'
+def _picture(png: bytes, name: str) -> str:
+    coded = base64.b64encode(png).decode()
+    style = ' class="wide"' if _width(png) > WIDE else ""
+    picture = f'<img{style} alt="{html.escape(name)}" src="data:image/png;base64,{coded}">'
+    return f'<div class="scroll">{picture}</div>' if style else picture
+
+
+def _width(png: bytes) -> int:
+    """Pixels, from the PNG's header."""
+    return int.from_bytes(png[16:20], "big")

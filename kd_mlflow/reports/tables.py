@@ -21,8 +21,8 @@ QUALITY = {
     "weighted_recall": "recall (weighted)",
     "weighted_f1": "F1 (weighted)",
     "mean_average_precision": "mean average precision",
-    "negative_log_likelihood": "negative log-likelihood",
-    "calibration_error": "calibration error",
+    "negative_log_likelihood": "negative log-likelihood (less is better)",
+    "calibration_error": "calibration error (less is better)",
     "teacher_agreement": "agreement with the teacher",
     "teacher_kl": "KL(teacher ‖ student), nats",
 }
@@ -32,7 +32,7 @@ COST = {
     "parameters_mib": ("parameters, MiB", "{:.2f}"),
     "buffers_mib": ("buffers, MiB", "{:.3f}"),
     "file_mib": ("weights file, MiB", "{:.2f}"),
-    "flops": ("FLOPs an image", "{:.3g}"),
+    "flops": ("FLOPs an image (2 a multiply-add)", "{:,.0f}"),
     "latency_ms_b1_median": ("latency of one image, median, ms", "{:.2f}"),
     "latency_ms_b1_p95": ("latency of one image, 95th percentile, ms", "{:.2f}"),
     "throughput_images_per_s": ("throughput, images/s", "{:.0f}"),
@@ -48,6 +48,7 @@ COST = {
     "training_joules_per_image": ("energy an image, training, J", "{:.3g}"),
     "training_energy_j": ("energy of the training, J", "{:.0f}"),
 }
+NOT_MEASURED = "not measured"
 FORMULA = re.compile(r"^[=+\-@\t\r]")
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
@@ -96,19 +97,21 @@ def quality_table(views: Sequence[RunView], splits: Sequence[str] = ("val", "tes
 
 
 def efficiency_table(views: Sequence[RunView]) -> Table:
-    """Cost of each network; a figure that none of them has is left out (see :func:`not_measured`)."""
+    """Cost of each network, in the layout of the source report's table VIII.
+
+    What could not be measured says so (the reasons: :func:`not_measured`); what no network of the
+    comparison was ever asked for is left out.
+    """
     rows = []
     for name, (label, form) in COST.items():
-        key = f"efficiency/{name}"
-        values = [view.metrics.get(key) for view in views]
-        if all(value is None for value in values):
-            continue
-        rows.append([label, *["" if value is None else form.format(value) for value in values]])
+        cells = [_cost(view, name, form) for view in views]
+        if any(cells):
+            rows.append([label, *cells])
     return Table(["", *[_title(view) for view in views]], rows)
 
 
 def not_measured(views: Sequence[RunView]) -> str:
-    """What is left out, by reason; empty if nothing is."""
+    """What could not be measured, by reason; empty if nothing is."""
     reasons: dict[str, set[str]] = {}
     for view in views:
         for name, reason in view.missing.items():
@@ -118,6 +121,13 @@ def not_measured(views: Sequence[RunView]) -> str:
 
 def _title(view: RunView) -> str:
     return f"{view.role} ({view.architecture})"
+
+
+def _cost(view: RunView, name: str, form: str) -> str:
+    value = view.metrics.get(f"efficiency/{name}")
+    if value is None:
+        return NOT_MEASURED if name in view.missing else ""
+    return form.format(value)
 
 
 def _figure(value: float | None) -> str:

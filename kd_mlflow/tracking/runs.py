@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
 
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -192,13 +191,6 @@ class RunWriter:
         self.text(f"{path}.json", encode.table_json(rows))
         listed = encode.table_list(get_run(self.client, self.run_id).data.tags, f"{path}.json")
         self.tags(listed)
-
-    def figure(self, path: str, figure: Figure) -> None:
-        """A matplotlib figure as a PNG artifact."""
-        with TemporaryDirectory() as scratch:
-            file = Path(scratch) / PurePosixPath(path).name
-            figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
-            self._upload(file, path)
 
     def artifact(self, local: Path, folder: str = "") -> None:
         """A file, or the content of a folder, below ``folder`` of the run's artifacts."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from kd_mlflow.errors import InputError
@@ -233,22 +232,18 @@ def test_json_holds_no_number_that_json_does_not_know(client: MlflowClient) -> N
     }
 
 
-def test_text_figure_and_files_land_where_asked(client: MlflowClient, tmp_path: Path) -> None:
+def test_text_and_files_land_where_asked(client: MlflowClient, tmp_path: Path) -> None:
     folder = tmp_path / "source"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "a.txt").write_text("a")
-    figure = Figure()
-    figure.add_subplot().plot([0, 1], [0, 1])
     with open_run(client) as run:
         run.text("config.yaml", "data: ü\n")
-        run.figure("figures/loss.png", figure)
         run.artifact(folder, "checkpoints/last")
         run.artifact(folder / "sub" / "a.txt", "")
         run.environment()
     assert artifact(client, run.run_id, "config.yaml", tmp_path) == "data: ü\n"
     assert artifact(client, run.run_id, "checkpoints/last/sub/a.txt", tmp_path) == "a"
     assert artifact(client, run.run_id, "a.txt", tmp_path) == "a"
-    assert download(client, run.run_id, "figures/loss.png", tmp_path / "d").read_bytes().startswith(b"\x89PNG")
     lines = artifact(client, run.run_id, "environment.txt", tmp_path).splitlines()
     assert f"# Python {sys.version.split()[0]}" in lines[0]
     assert any(line.startswith("mlflow==") for line in lines)
