@@ -68,7 +68,8 @@ def open_gpu(index: int, nvml: Any = None, visible: str | None = None, uuid: str
         name = names[index] if index < len(names) else str(index)
         if name.isdigit():
             return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(name)))
-        return Gpu(nvml, _search(nvml, name) or nvml.nvmlDeviceGetHandleByUUID(name))
+        handle = _search(nvml, name)
+        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(name) if handle is None else handle)
     except nvml.NVMLError as error:
         return f"NVML: {error}"
 

@@ -71,7 +71,7 @@ def confusion(view: RunView, classes: Sequence[str], normalised: bool) -> Figure
         _cells(axes, shown, "{:.2f}" if normalised else "{:.0f}")
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
-    axes.set_title(f"{view.role}: confusion on test, {'row shares' if normalised else 'counts'}")
+    axes.set_title(f"{view.role}: confusion on test, {'row shares' if normalised else 'counts'}", loc="left")
     return figure
 
 

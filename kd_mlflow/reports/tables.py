@@ -116,7 +116,7 @@ def not_measured(views: Sequence[RunView]) -> str:
     for view in views:
         for name, reason in view.missing.items():
             reasons.setdefault(reason, set()).add(COST[name][0] if name in COST else name)
-    return "; ".join(f"{', '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
+    return ". ".join(f"{'; '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
 
 
 def _title(view: RunView) -> str:

@@ -245,6 +245,19 @@ def test_a_weak_teacher_is_named_and_refused_when_a_strong_one_is_required(disti
     assert "weak" in distilled.run("distill", *given, "--require-strong-teacher", code=2)
 
 
+def test_a_loss_that_is_not_finite_stops_with_code_three_and_names_the_images(distilled, photos, client):
+    err = distilled.run(
+        "student", "--data", str(photos), "--image-size", "32", "--batch-size", "8", "--epochs", "2", "--student", TINY,
+        "--optimizer", "sgd", "--learning-rate", "1e38", "--class-weights", "balanced", "--experiment", "guarded",
+        code=3)  # fmt: skip
+    assert "--learning-rate" in err
+    (run,) = client.search_runs([client.get_experiment_by_name("guarded").experiment_id])
+    assert run.info.status == "FAILED"
+    stopped = json.loads(Path(client.download_artifacts(run.info.run_id, "non_finite_loss.json")).read_text())
+    assert len(stopped["samples"]) == 8
+    assert all(path.endswith(".jpg") for path in stopped["paths"])
+
+
 def test_tables_hold_no_formula(client, runs):
     run_id = runs["student"]["run_id"]
     for name in ("per_class", "misclassified"):
