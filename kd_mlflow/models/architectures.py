@@ -183,7 +183,9 @@ def _mark_head(body: nn.Module, count: int, dropout: float) -> bool:
 def _could_be_head(module: nn.Module, count: int) -> bool:
     if type(module) is nn.Linear:
         return module.out_features == count
-    return type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.out_channels == count
+    if type(module) is not nn.Conv2d or module.out_channels != count:
+        return False
+    return module.kernel_size == (1, 1) and module.padding == (0, 0) and module.groups == 1
 
 
 def _make_stem_small(body: nn.Module, architecture: str) -> None:

@@ -21,6 +21,7 @@ from kd_mlflow.models.zoo import build
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "model.pt2"
+FILES = (WEIGHTS, DESCRIPTION, PROGRAM)
 DESCRIPTION_BYTES = 2**24
 
 
@@ -47,24 +48,29 @@ def save_model(
         The run that trained it.
     program:
         Also write ``model.pt2``, the exported network: uint8 pixels ``[B, 3, S, S]`` in, logits out, B free.
+
+    Raises
+    ------
+    InputError
+        The place is taken by something that is no model folder.
     """
+    _refuse_to_replace(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = copy.deepcopy(model).cpu().eval()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
-        save_file({name: value.contiguous() for name, value in own.state_dict().items()}, new / WEIGHTS)
+        # Cloned: safetensors takes no two names for one tensor, and a person's network may share weights.
+        save_file({name: value.clone().contiguous() for name, value in own.state_dict().items()}, new / WEIGHTS)
         if program:
             torch.export.save(export_program(own), new / PROGRAM)
         digests = {file.name: _sha256(file) for file in sorted(new.iterdir())}
         description = Description(format=FORMAT, spec=own.spec, run_id=run_id, digests=digests, extra=extra or {})
         (new / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        for file in new.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        new.rename(folder)
+        for place in (*new.iterdir(), new):
+            _sync(place)
+        _exchange(folder, new, Path(scratch) / "old")
+        _sync(folder.parent)
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu", verify: bool = True) -> Classifier:
@@ -108,7 +114,7 @@ def read_description(folder: str | Path) -> Description:
         return Description(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{folder} is no model folder: it has no readable {DESCRIPTION}.") from None
-    except (ValueError, TypeError, ValidationError) as error:
+    except (ValueError, TypeError, RecursionError, ValidationError) as error:
         raise InputError(f"{file} does not describe a model of this version: {str(error).splitlines()[0]}.") from None
 
 
@@ -129,6 +135,36 @@ def export_program(model: Classifier) -> torch.export.ExportedProgram:
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     with torch.no_grad():
         return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """Only an empty folder or an older model gives way: a person's files are never lost to a slip of the path."""
+    if not folder.exists():
+        return
+    foreign = [folder] if not folder.is_dir() else [f for f in folder.iterdir() if f.name not in FILES]
+    if foreign:
+        raise InputError(f"{foreign[0]} is in the way of a model folder and is kept; choose another folder or move it.")
+
+
+def _exchange(folder: Path, new: Path, old: Path) -> None:
+    """Put the new folder in the place of an older one, which comes back if that fails."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+
+
+def _sync(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _verify(folder: Path, description: Description) -> None:

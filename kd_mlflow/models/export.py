@@ -5,6 +5,11 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,8 +24,15 @@ BATCHES = (1, 3)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export_onnx(model: Classifier, path: Path) -> float:
+def export_onnx(model: Classifier, path: Path, *, opset: int | None = None) -> float:
     """Write ONNX: uint8 ``images`` ``[batch, 3, S, S]`` in, ``logits`` ``[batch, K]`` out, batch free.
+
+    Nothing is left at ``path`` when the logits differ.
+
+    Parameters
+    ----------
+    opset:
+        The ONNX operator set; None takes torch's default.
 
     Returns
     -------
@@ -40,33 +52,60 @@ def export_onnx(model: Classifier, path: Path) -> float:
     import onnxruntime
 
     own = copy.deepcopy(model).cpu().eval()
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    torch.onnx.export(
-        own,
-        (_images(own, 2),),
-        path,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-    )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return _compared(own, path, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]))
+    with _whole_or_not(path) as file:
+        with _quiet("onnxscript"):
+            torch.onnx.export(
+                own,
+                (_images(own, 2),),
+                file,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            )
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return _compared(own, path, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]))
 
 
 def export_pt2(model: Classifier, path: Path) -> float:
     """Write a ``torch.export`` program with a free batch, read it back, and compare; see :func:`export_onnx`."""
     own = copy.deepcopy(model).cpu().eval()
-    torch.export.save(export_program(own), path)
-    return _compared(own, path, torch.export.load(path).module())
+    with _whole_or_not(path) as file:
+        torch.export.save(export_program(own), file)
+        return _compared(own, path, torch.export.load(file).module())
 
 
-def _compared(model: Classifier, path: Path, run: object) -> float:
+@contextmanager
+def _whole_or_not(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its place if all goes well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        file = Path(scratch) / path.name
+        yield file
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        file.replace(path)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _compared(model: Classifier, path: Path, run: Callable[[Tensor], Tensor]) -> float:
     with torch.no_grad():
         pairs = [(run(images), model(images)) for images in (_images(model, count) for count in BATCHES)]
-    difference = max((one - other).abs().max().item() for one, other in pairs)
+    differences = [(one - other).abs().max().item() for one, other in pairs]
+    difference = math.nan if any(map(math.isnan, differences)) else max(differences)
     if not difference <= TOLERANCE:
         raise KdMlflowError(f"{path} gives other logits than the module (by {difference:.3g}); it is not to be used.")
     return difference

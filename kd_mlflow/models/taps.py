@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from kd_mlflow.errors import InputError
-from kd_mlflow.models.classifier import Classifier, ConvHead
+from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.models.stages import Stage, eval_mode, find_stages, noise
 
-Need = Literal["logits", "pooled", "stages", "preactivations"]
 NEEDS: frozenset[str] = frozenset({"logits", "pooled", "stages", "preactivations"})
-STAGES = 4
-PASSED_OVER = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.BatchNorm2d, nn.LayerNorm, nn.Dropout, ConvHead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +26,13 @@ class Outputs:
     logits:
         ``[B, K]``.
     pooled:
-        ``[B, D]``, the input of the classifier layer, before its dropout.
+        ``[B, D]``, the input of the classifier layer, before its dropout; averaged over space when the
+        classifier is a convolution.
     stages:
         Up to four maps ``[B, C, H, W]``, the last of each resolution, from shallow to deep.
     preactivations:
-        The same maps before their last ReLU; a stage that ends without one gives its map as it is.
+        The same maps before their last activation. A stage that ends without one (a linear bottleneck,
+        a residual sum) gives its map as it is.
     """
 
     logits: Tensor
@@ -44,19 +43,10 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Sizes of the taps at the network's image size: D, and (C, H, W) of every stage."""
+    """Sizes of the taps at the network's image size: D (0 without a classifier layer), (C, H, W) of every stage."""
 
     pooled: int
     stages: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """Where a stage ends, and the ReLU it ends with, if it does."""
-
-    module: nn.Module
-    shape: tuple[int, int, int]
-    relu: nn.ReLU | None
 
 
 class Tapped:
@@ -68,7 +58,7 @@ class Tapped:
     Raises
     ------
     InputError
-        The network has no classifier layer or no stages to tap.
+        The network has no classifier layer or no stages to tap, or rectifies where it cannot be tapped.
     """
 
     def __init__(self, model: Classifier, needs: frozenset[str]) -> None:
@@ -77,148 +67,120 @@ class Tapped:
             raise ValueError(f"unknown taps {sorted(unknown)}")
         self.model = model
         self.needs = needs
-        self._stages: list[_Stage] = []
-        if needs - {"logits"}:
-            name = model.spec.architecture
-            if "pooled" in needs and model.head is None:
-                raise InputError(
-                    f"'{name}' has no classifier layer whose input could be tapped; choose another method."
-                )
-            if needs & {"stages", "preactivations"}:
-                self._stages = find_stages(model)
-                if len(self._stages) < 2:
-                    raise InputError(f"'{name}' has no stages of maps that could be tapped; choose another method.")
+        self._stages: tuple[Stage, ...] = ()
+        name = model.spec.architecture
+        if "pooled" in needs and model.head is None:
+            raise InputError(f"'{name}' has no classifier layer whose input could be tapped; choose another method.")
+        if needs & {"stages", "preactivations"}:
+            self._stages = find_stages(model)
+            if not self._stages:
+                raise InputError(f"'{name}' has no stages of maps that could be tapped; choose another method.")
+        if "preactivations" in needs and any(stage.hidden for stage in self._stages):
+            raise InputError(
+                f"'{name}' has no pre-activations that could be tapped, since its blocks end with several joined or "
+                "with functions instead of modules; choose another method or architecture."
+            )
 
     @property
     def widths(self) -> Widths:
         """Found by looking at one image, not typed in."""
-        seen: dict[str, Any] = {}
-        with ExitStack() as attached:
-            if self.model.head is not None:
-                attached.enter_context(_hook(self.model.head, lambda inputs, _: seen.update(pooled=inputs[0])))
-            _look(self.model)
-        pooled = seen["pooled"].shape[1] if "pooled" in seen else 0
-        return Widths(pooled, tuple(stage.shape for stage in self._stages or find_stages(self.model)))
+        stages = self._stages or find_stages(self.model)
+        taps = _Taps(self.model.head, stages, preactivations=False)
+        with eval_mode(self.model), taps.attached():
+            self.model(noise(self.model, self.model.spec.image_size))
+        pooled = 0 if taps.pooled is None else taps.pooled.shape[1]
+        return Widths(pooled, tuple((value.shape[1], value.shape[2], value.shape[3]) for value in taps.maps.values()))
 
     def __call__(self, images: Tensor) -> Outputs:
         """Outputs for images ``[B, 3, H, W]`` in pixel units."""
         if not self.needs - {"logits"}:
             return Outputs(self.model(images))
-        pooled: list[Tensor] = []
-        maps: list[Tensor | None] = [None] * len(self._stages)
-        before: list[Tensor | None] = [None] * len(self._stages)
-        with ExitStack() as attached:
-            if "pooled" in self.needs and self.model.head is not None:
-                attached.enter_context(_hook(self.model.head, lambda inputs, _: pooled.append(inputs[0].flatten(1))))
-            for place, stage in enumerate(self._stages):
-                attached.enter_context(_hook(stage.module, _keep(maps, place)))
-                if "preactivations" in self.needs and stage.relu is not None:
-                    attached.enter_context(_out_of_place(stage.relu))
-                    attached.enter_context(_hook(stage.relu, _keep_input(before, place)))
+        head = self.model.head if "pooled" in self.needs else None
+        taps = _Taps(head, self._stages, preactivations="preactivations" in self.needs)
+        with taps.attached():
             logits = self.model(images)
-        stages = [value for value in maps if value is not None]
-        last = [own if own is not None else after for own, after in zip(before, stages, strict=True)]
         return Outputs(
             logits,
-            pooled[-1] if pooled else None,
-            stages if "stages" in self.needs else None,
-            last if "preactivations" in self.needs else None,
+            taps.pooled,
+            [taps.maps[stage] for stage in self._stages] if "stages" in self.needs else None,
+            [taps.before[stage] for stage in self._stages] if "preactivations" in self.needs else None,
         )
 
 
-def find_stages(model: Classifier) -> list[_Stage]:
-    """The deepest four resolutions, each with the last block that has it, found by looking at one image.
+class _Taps:
+    """What is caught during one forward pass."""
 
-    Blocks are what stands directly in the body or in plain Sequentials; inside a block the resolution may
-    change half-way, and there is nothing there to distil. Norms that only prepare the next stage, and
-    global pooling, do not count. A body without such blocks is searched through and through.
-    """
-    stages = _stages_among(model, _blocks(model.body))
-    return stages if len(stages) > 1 else _stages_among(model, list(model.body.modules())[1:])
+    def __init__(self, head: nn.Module | None, stages: tuple[Stage, ...], *, preactivations: bool) -> None:
+        self.head = head
+        self.stages = stages
+        self.activations = {module for stage in stages for module in stage.activations()} if preactivations else set()
+        self.preactivations = preactivations
+        self.pooled: Tensor | None = None
+        self.maps: dict[Stage, Tensor] = {}
+        self.before: dict[Stage, Tensor] = {}
+        self._latest: dict[nn.Module, Tensor] = {}
+        self._calls: Counter[nn.Module] = Counter()
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the taps, and activations that leave their inputs alone, for a while."""
+        with ExitStack() as stack:
+            if self.head is not None:
+                stack.enter_context(self.head.register_forward_pre_hook(self._at_head))
+            for module in self.activations:
+                stack.enter_context(_out_of_place(module))
+                stack.enter_context(module.register_forward_pre_hook(self._at_activation))
+            for module in {stage.module for stage in self.stages}:
+                stack.enter_context(module.register_forward_hook(self._at_stage))
+            yield
+
+    def _at_head(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features = inputs[0]
+        self.pooled = features.mean(dim=(2, 3)) if features.dim() == 4 else features
+
+    def _at_activation(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # A block may call one activation several times; at its end this is the call that ended it.
+        self._latest[module] = inputs[0]
+
+    def _at_stage(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        number = self._calls[module]
+        self._calls[module] += 1
+        for stage in self.stages:
+            if stage.module is module and stage.call == number:
+                self.maps[stage] = output.clone() if stage.overwritten else output
+                if self.preactivations:
+                    self.before[stage] = self._preactivation(stage)
+
+    def _preactivation(self, stage: Stage) -> Tensor:
+        if stage.units:
+            return self._woven(stage)
+        if stage.activation is None:
+            return self.maps[stage]
+        before = self._latest[stage.activation]
+        # Past the module's hooks, which belong to the forward pass.
+        return before if stage.pool is None else stage.pool.forward(before)
+
+    def _woven(self, stage: Stage) -> Tensor:
+        """ShuffleNet's units: one half is the branch, the other the left half of what came in (or a branch too)."""
+        woven = None
+        for unit in stage.units:
+            if unit.stride == 1 and woven is not None:
+                left = woven.chunk(2, dim=1)[0]
+            else:
+                left = self._latest[unit.branch1[-1]]
+            both = torch.cat((left, self._latest[unit.branch2[-1]]), dim=1)
+            woven = nn.functional.channel_shuffle(both, 2)
+        return woven
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    found = []
-    for child in module.children():
-        found.append(child)
-        if type(child) is nn.Sequential:
-            found += _blocks(child)
-    return found
-
-
-def _stages_among(model: Classifier, modules: list[nn.Module]) -> list[_Stage]:
-    outputs: list[tuple[nn.Module, Tensor]] = []
-    relus: list[tuple[nn.ReLU, Tensor]] = []
-    with ExitStack() as attached:
-        for module in modules:
-            attached.enter_context(_hook(module, _note(module, outputs)))
-        for module in model.body.modules():
-            if isinstance(module, nn.ReLU):
-                attached.enter_context(_out_of_place(module))
-                attached.enter_context(_hook(module, _note(module, relus)))
-        _look(model)
-    ends: dict[int, tuple[nn.Module, Tensor]] = {}
-    for module, output in outputs:
-        if output.dim() == 4 and output.shape[2] == output.shape[3] and not isinstance(module, PASSED_OVER):
-            ends[output.shape[2]] = (module, output)
-    # Maps only ever shrink on the way: the order of resolutions is the order of depth.
-    found = [ends[size] for size in sorted(ends, reverse=True)][-STAGES:]
-    return [
-        _Stage(module, tuple(output.shape[1:]), next((relu for relu, made in relus if made is output), None))
-        for module, output in found
-    ]
-
-
-def _note(module: nn.Module, notes: list[tuple[Any, Tensor]]) -> Callable[[Any, Any], None]:
-    def note(inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            notes.append((module, output))
-
-    return note
-
-
-@torch.no_grad()
-def _look(model: Classifier) -> None:
-    """One black image through the network in eval mode; modes are as they were afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = False
-    size = model.spec.image_size
+@contextmanager
+def _out_of_place(module: nn.Module) -> Iterator[None]:
+    """For a while an activation leaves its input alone, so that the input can be kept."""
+    inplace = getattr(module, "inplace", False)
+    if inplace:
+        module.inplace = False
     try:
-        model(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.mean.device))
+        yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _hook(module: nn.Module, take: Callable[[Any, Any], None]) -> RemovableHandle:
-    return module.register_forward_hook(lambda _, inputs, output: take(inputs, output))
-
-
-def _keep(maps: list[Tensor | None], place: int) -> Callable[[Any, Any], None]:
-    def keep(inputs: Any, output: Any) -> None:
-        maps[place] = output
-
-    return keep
-
-
-def _keep_input(maps: list[Tensor | None], place: int) -> Callable[[Any, Any], None]:
-    def keep(inputs: Any, output: Any) -> None:
-        # A block may call one ReLU several times; the last call is the one that ends it.
-        maps[place] = inputs[0]
-
-    return keep
-
-
-class _out_of_place:
-    """For a while a ReLU leaves its input alone, so that the input can be kept."""
-
-    def __init__(self, relu: nn.ReLU) -> None:
-        self.relu = relu
-        self.inplace = relu.inplace
-
-    def __enter__(self) -> None:
-        self.relu.inplace = False
-
-    def __exit__(self, *_: object) -> None:
-        self.relu.inplace = self.inplace
+        if inplace:
+            module.inplace = True

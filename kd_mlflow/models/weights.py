@@ -114,9 +114,10 @@ def load_weights(body: nn.Module, state: Mapping[str, Tensor], source: str, repl
     state = _without_prefixes({_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}, set(own))
     state = {name: value for name, value in state.items() if name in own or not _AUXILIARY.match(name)}
     differ = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
-    dropped = {replaceable[name] for name in differ if name in replaceable}
+    absent = {name for name in own if name not in state}
+    dropped = {replaceable[name] for name in [*differ, *absent] if name in replaceable}
     for what in sorted(dropped):
-        log.warning("The %s in %s does not fit this network and starts anew.", what, source)
+        log.warning("The %s in %s is missing or of another size, and starts anew.", what, source)
     kept = {name: value for name, value in state.items() if replaceable.get(name) not in dropped}
     bad_shapes = [name for name in differ if name not in replaceable]
     if bad_shapes:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kd_mlflow
-from kd_mlflow.errors import InputError
+from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.models.artifact import load_model, read_run_id, read_spec, save_model
 from kd_mlflow.models.export import export_onnx, export_pt2
 
@@ -90,6 +90,28 @@ def test_a_description_that_does_not_fit_is_refused(folder, change):
         load_model(path)
 
 
+def test_a_persons_files_are_never_replaced(make, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"a cat")
+    with pytest.raises(InputError, match=r"cat\.jpg"):
+        save_model(tmp_path / "photos", make(), program=False)
+    assert [file.name for file in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_weights_that_stand_under_two_names_are_written_and_read(make, tmp_path):
+    model = make("tests.models.networks:tied")
+    save_model(tmp_path / "model", model, program=False)
+    loaded = load_model(tmp_path / "model")
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(loaded.eval()(pixels), model.eval()(pixels))
+
+
+def test_a_description_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "model.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"model\.json"):
+        load_model(tmp_path)
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"model\.json"):
         load_model(tmp_path)
@@ -100,3 +122,15 @@ def test_exports_agree_with_the_module(folder, tmp_path):
     model, _ = folder
     assert export_onnx(model, tmp_path / "model.onnx") < 1e-4
     assert export_pt2(model, tmp_path / "model.pt2") < 1e-6
+
+
+def test_the_operator_set_can_be_chosen(make, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    export_onnx(make("tests.models.networks:tied"), tmp_path / "new" / "model.onnx", opset=20)
+    assert onnx.load(tmp_path / "new" / "model.onnx").opset_import[0].version == 20
+
+
+def test_an_export_that_disagrees_leaves_no_file(make, tmp_path):
+    with pytest.raises(KdMlflowError, match="other logits"):
+        export_pt2(make("tests.models.networks:never_a_number"), tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []

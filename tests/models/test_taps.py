@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.inference import freeze
 from kd_mlflow.models.taps import NEEDS, Tapped
 from tests.models.test_zoo import FAMILIES
+
+
+def noise() -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -30,12 +35,53 @@ def test_resnet_stages_are_its_layers_at_224_px(make):
     assert tapped.widths.pooled == 512
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "vgg16_bn"])
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "vgg16_bn", "shufflenet_v2_x1_0", "regnet_y_400mf"])
 def test_the_relu_of_a_preactivation_is_the_stage(make, architecture):
-    outputs = Tapped(make(architecture).eval(), NEEDS)(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    outputs = Tapped(make(architecture).eval(), NEEDS)(noise())
     for stage, before in zip(outputs.stages, outputs.preactivations, strict=True):
         assert torch.equal(before.relu(), stage)
-    assert any((before < 0).any() for before in outputs.preactivations)
+        assert (before < 0).any()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "activation"),
+    [("mobilenet_v2", F.relu6), ("mobilenet_v3_large", F.hardswish), ("efficientnet_b0", F.silu)],
+)
+def test_linear_bottlenecks_are_their_own_preactivation_and_the_last_stage_has_one(make, architecture, activation):
+    outputs = Tapped(make(architecture).eval(), NEEDS)(noise())
+    for stage, before in zip(outputs.stages[:-1], outputs.preactivations[:-1], strict=True):
+        assert before is stage
+    assert torch.equal(activation(outputs.preactivations[-1]), outputs.stages[-1])
+
+
+def test_one_relu_for_the_whole_network_is_told_apart_by_its_calls(make):
+    model = make("tests.models.networks:one_relu").eval()
+    outputs = Tapped(model, NEEDS)(noise())
+    assert [tuple(stage.shape[1:]) for stage in outputs.stages] == [(8, 32, 32), (16, 16, 16), (32, 8, 8)]
+    for stage, before in zip(outputs.stages, outputs.preactivations, strict=True):
+        assert torch.equal(before.relu(), stage)
+    assert torch.equal(outputs.logits, model(noise()))
+
+
+def test_a_map_that_is_later_overwritten_is_kept_as_it_was(make):
+    model = make("densenet121").eval()
+    outputs = Tapped(model, NEEDS)(noise())
+    assert (outputs.stages[-1] < 0).any()
+    assert torch.equal(outputs.logits, model(noise()))
+
+
+def test_rectified_maps_without_a_tappable_relu_are_refused_as_preactivations(make):
+    model = make("squeezenet1_0")
+    with pytest.raises(InputError, match="pre-activations"):
+        Tapped(model, frozenset({"preactivations"}))
+    outputs = Tapped(model, frozenset({"stages", "pooled"}))(noise())
+    assert outputs.pooled.shape == (2, 512)
+    assert outputs.stages[-1].shape[1] == 512
+
+
+def test_resnet_stages_are_its_layers_even_when_the_image_runs_out_of_pixels(make):
+    widths = Tapped(make("resnet18", size=16), frozenset({"stages"})).widths
+    assert widths.stages == ((64, 4, 4), (128, 2, 2), (256, 1, 1), (512, 1, 1))
 
 
 def test_the_pooled_feature_times_the_head_is_the_logits(make):

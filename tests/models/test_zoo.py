@@ -96,6 +96,14 @@ def test_a_head_of_other_classes_is_left_fresh(make, tmp_path):
     assert loaded.head_parameters()[0].shape[0] == 5
 
 
+def test_a_file_without_a_head_is_loaded_with_a_warning(make, tmp_path, caplog):
+    file, source = tmp_path / "trunk.pt", make(seed=4)
+    torch.save({name: value for name, value in source.body.state_dict().items() if not name.startswith("fc")}, file)
+    loaded = make(weights=str(file), seed=9)
+    assert torch.equal(loaded.body.conv1[0].weight, source.body.conv1[0].weight)
+    assert "classifier" in caplog.text
+
+
 def test_weights_of_another_network_are_refused_by_name(make, tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file({name: value.contiguous() for name, value in make().body.state_dict().items()}, file)
