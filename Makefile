@@ -14,15 +14,15 @@ distill: install
 
 # .venv for people, and the environment in which `mlflow run .` works without flags. Both are made by uv from
 # the same requirements, so that on one file system they share their files.
-install: .make/installed
+install: .venv/.installed
 	@$(ACTIVATE) && python scripts/mlflow_environment.py
 
-.make/installed: pyproject.toml python_env.yaml $(UV)
+.venv/.installed: pyproject.toml python_env.yaml $(UV)
 	$(UV) venv --quiet --allow-existing --python ">=3.11" .venv
 	$(UV) pip install --python .venv/bin/python uv -e .
 	@touch $@
 
-.make/tests-installed: .make/installed
+.venv/.tests-installed: .venv/.installed
 	$(UV) pip install --python .venv/bin/python -e ".[test]"
 	@touch $@
 
@@ -30,16 +30,16 @@ $(UV):
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .make/uv uv
 	@touch $@
 
-test: .make/tests-installed lint
+test: .venv/.tests-installed lint
 	$(ACTIVATE) && python -m pytest
 
-test-all: .make/tests-installed lint
+test-all: .venv/.tests-installed lint
 	$(ACTIVATE) && python -m pytest -m "slow or not slow"
 
-lint: .make/tests-installed
+lint: .venv/.tests-installed
 	$(ACTIVATE) && ruff check . && ruff format --check . && lint-imports
 
-format: .make/tests-installed
+format: .venv/.tests-installed
 	$(ACTIVATE) && ruff check --fix . && ruff format .
 
 clean:

@@ -248,6 +248,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with the documented exit code."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from kd_mlflow.entrypoints.parent import stop_with_parent
+
+        stop_with_parent()
     try:
         code = cli.main(arguments, prog_name="kd-mlflow", standalone_mode=False)
     except KdMlflowError as error:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kd_mlflow.errors import InputError
 
+SEEDS = 2**32 - 1
 PRESETS = Path(__file__).parent / "presets"
 
 Role = Literal["teacher", "control", "student"]
@@ -28,7 +29,7 @@ Normalization = Literal["auto", "data", "imagenet"]
 class Options(BaseModel):
     """A frozen set of options that refuses names it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 def option(default: Any, text: str, *, panel: str, common: bool = False, **bounds: Any) -> Any:
@@ -53,7 +54,9 @@ class DataOptions(Options):
     max_bad: float = option(
         0.01, "Largest share of unreadable files before preparation stops.", panel="Data", ge=0, le=1
     )
-    split_seed: int = option(0, "Seed of the 60/20/20 split of a folder without train and test.", panel="Data", ge=0)
+    split_seed: int = option(
+        0, "Seed of the 60/20/20 split of a folder without train and test.", panel="Data", ge=0, le=SEEDS
+    )
 
 
 class AugmentationOptions(Options):
@@ -107,7 +110,7 @@ class TrainingOptions(Options):
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "auto is bfloat16 on GPUs that have it, float32 elsewhere.", panel="Training"
     )
-    seed: int = option(0, "Seed of weights, order and augmentation.", panel="Training", common=True, ge=0)
+    seed: int = option(0, "Seed of weights, order and augmentation.", panel="Training", common=True, ge=0, le=SEEDS)
 
 
 class ModelOptions(Options):
@@ -201,7 +204,7 @@ class PlaceOptions(Options):
     )
 
 
-class RunOptions(PlaceOptions):
+class RegistryOptions(Options):
     """What becomes of a trained model."""
 
     name: str = option(
@@ -211,19 +214,26 @@ class RunOptions(PlaceOptions):
         common=True,
         pattern=r"^[^/:@]*$",
     )
-    reuse: bool = option(True, "Reuse a finished run of the same fingerprint for teacher and control.", panel="Run")
     register_model: bool = option(True, "Put the trained model into the registry.", panel="Run")
+
+
+class ReuseOptions(Options):
+    """What is taken over from earlier runs."""
+
+    reuse: bool = option(True, "Reuse a finished run of the same fingerprint for teacher and control.", panel="Run")
 
 
 class PrepareConfig(DataOptions):
     """Options of `prepare`."""
 
 
-class TeacherConfig(DataOptions, AugmentationOptions, TrainingOptions, ModelOptions, TeacherOptions, RunOptions):
+class TeacherConfig(
+    DataOptions, AugmentationOptions, TrainingOptions, ModelOptions, TeacherOptions, RegistryOptions, PlaceOptions
+):
     """Options of `teacher`."""
 
 
-class StudentConfig(DataOptions, AugmentationOptions, TrainingOptions, ModelOptions, StudentOptions, RunOptions):
+class StudentConfig(DataOptions, AugmentationOptions, TrainingOptions, ModelOptions, StudentOptions, PlaceOptions):
     """Options of `student`, which trains with labels only."""
 
 
@@ -235,7 +245,9 @@ class DistillConfig(
     TeacherOptions,
     StudentOptions,
     DistillationOptions,
-    RunOptions,
+    ReuseOptions,
+    RegistryOptions,
+    PlaceOptions,
 ):
     """Options of `distill`."""
 
@@ -243,6 +255,9 @@ class DistillConfig(
 class EvaluateConfig(DataOptions, PlaceOptions):
     """Options of `evaluate`."""
 
+    image_size: int | None = option(
+        None, "Side of the square in pixels; empty: what the model was trained at.", panel="Data", ge=16, le=1024
+    )
     model: str = option(
         "", "What to evaluate: models:/NAME@ALIAS, a run id, or a pulled folder.", panel="Models", common=True
     )
@@ -313,8 +328,8 @@ def resolve(
 ) -> Options:
     """Defaults, then the preset, then the file, then what was given, validated.
 
-    Without a preset, ``quick`` is used for the built-in digits. A key that belongs to another command
-    is passed over (one preset serves all commands); a key that no command knows is an error.
+    Without a preset or a file, ``quick`` is used to prepare and train on the built-in digits. A key that
+    belongs to another command is passed over (one preset serves all); one that no command knows is an error.
 
     Raises
     ------
@@ -322,7 +337,8 @@ def resolve(
         An unknown preset or key, a file that is not a mapping, or a value out of its bounds.
     """
     from_file = _read_yaml(file) if file else {}
-    if preset is None and {**from_file, **given}.get("data", "digits") == "digits" and file is None:
+    trains = model is not EvaluateConfig
+    if preset is None and file is None and trains and given.get("data", "digits") == "digits":
         preset = "quick"
     from_preset = _read_yaml(_preset_path(preset)) if preset else {}
     known = {name for command in COMMANDS.values() for name in command.model_fields}

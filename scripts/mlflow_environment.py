@@ -31,7 +31,7 @@ def environment_folder() -> Path:
 
 
 def works(folder: Path) -> bool:
-    """Whether everything the project imports is there, in the versions asked for."""
+    """Whether everything the project imports is there."""
     python = folder / "bin" / "python"
     return python.exists() and subprocess.run([python, "-c", TRY], cwd=PROJECT, capture_output=True).returncode == 0
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 # Two small families; a ShuffleNet checkpoint takes milliseconds to write, a ResNet's takes seconds.
 SMALL = ["--teacher-arch", "shufflenet_v2_x1_0", "--student", "shufflenet_v2_x0_5", "--image-size", "32"]
+
+
+# A network of a few hundred weights, for tests of what happens around a training.
+TINY = "tests.entrypoints.tiny:make"
+QUICK = ["--teacher-arch", TINY, "--student", TINY, "--image-size", "32", "--batch-size", "8"]
 
 
 def make_photos(root: Path, per_class: int = 20, size: int = 40) -> Path:
@@ -56,6 +63,8 @@ class Place:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "NO_COLOR": "1",
+            # One font cache for all: a fresh HOME would have every process look for fonts anew.
+            "MPLCONFIGDIR": str(Path(tempfile.gettempdir()) / "kd-mlflow-tests-matplotlib"),
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -77,8 +86,19 @@ class Place:
         return out if code == 0 else err
 
 
+@lru_cache
+def empty_store() -> bytes:
+    """A fresh MLflow store, made once: MLflow takes seconds for it."""
+    from kd_mlflow.tracking.client import connect
+
+    with tempfile.TemporaryDirectory() as folder:
+        connect(f"sqlite:///{folder}/mlflow.db")
+        return (Path(folder) / "mlflow.db").read_bytes()
+
+
 def make_place(path: Path) -> Place:
     (path / "home").mkdir(parents=True)
+    (path / "mlflow.db").write_bytes(empty_store())
     return Place(path)
 
 

@@ -87,7 +87,6 @@ class Distiller(nn.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     needs_teacher: ClassVar[bool] = True
-    views: ClassVar[int] = 1
 
     def __init__(self, context: Context) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ METHODS = {
 }
 
 
-def create(method: str, context: Context, options: dict[str, Any]) -> Distiller:
-    """Build a method by its name.
+def method_class(method: str) -> type[Distiller]:
+    """The class of a method.
 
     Raises
     ------
@@ -25,4 +25,9 @@ def create(method: str, context: Context, options: dict[str, Any]) -> Distiller:
     if method not in METHODS:
         raise InputError(f"There is no method '{method}'; choose one of {', '.join(sorted(METHODS))}.")
     module, _, name = METHODS[method].partition(":")
-    return getattr(importlib.import_module(module), name)(context, **options)
+    return getattr(importlib.import_module(module), name)
+
+
+def create(method: str, context: Context, options: dict[str, Any]) -> Distiller:
+    """Build a method by its name; raises as :func:`method_class`."""
+    return method_class(method)(context, **options)

@@ -14,6 +14,7 @@ import torch
 from kd_mlflow.data.build import side_of
 from kd_mlflow.data.images import BadImage, read_image
 from kd_mlflow.data.layout import is_image
+from kd_mlflow.entrypoints.runs import adopted_run
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import load_model
@@ -40,22 +41,17 @@ def predict_images(
     place = resolve_device(device)
     model = load_model(folder).to(place).eval()
     spec, files = model.spec, _files(images)
-    side, predictions, unreadable = side_of(spec.image_size), [], []
-    bar = terminal.preparing("Predicting")
-    for first in range(0, len(files), batch_size):
-        group = files[first : first + batch_size]
-        readable, pixels = [], []
-        for file in group:
-            try:
-                pixels.append(_centre(read_image(file, side), spec.image_size))
-                readable.append(file)
-            except BadImage as error:
-                unreadable.append({"path": str(file), "reason": error.reason})
-        if readable:
-            with torch.inference_mode():
-                logits = model(torch.from_numpy(np.stack(pixels)).to(place))
-            predictions += _named(readable, logits.float().cpu(), spec.classes, top_k)
-        bar(first + len(group), len(files))
+    predictions: list[dict[str, Any]] = []
+    unreadable: list[dict[str, str]] = []
+    with terminal.preparing("Predicting") as progress:
+        for first in range(0, len(files), batch_size):
+            group = files[first : first + batch_size]
+            readable, pixels = _readable(group, spec.image_size, unreadable)
+            if readable:
+                with torch.inference_mode():
+                    logits = model(torch.from_numpy(np.stack(pixels)).to(place))
+                predictions += _named(readable, logits.float().cpu(), spec.classes, top_k)
+            progress(first + len(group), len(files))
     return {"predictions": predictions, "unreadable": unreadable}
 
 
@@ -68,7 +64,13 @@ def export_model(model: str, file: Path, kind: str | None, tracking_uri: str = "
     with _folder_of(model, tracking_uri) as folder:
         network = load_model(folder).eval()
         difference = (export_onnx if kind == "onnx" else export_pt2)(network, file)
-    return {"file": str(file), "format": kind, "bytes": file.stat().st_size, "max_difference": difference}
+    result = {"file": str(file), "format": kind, "bytes": file.stat().st_size, "max_difference": difference}
+    with adopted_run(tracking_uri, "export", f"export {kind}") as writer:
+        if writer is not None:
+            writer.params({"model": model, "format": kind})
+            writer.final_metrics({"export/max_difference": difference, "export/bytes": result["bytes"]})
+            writer.artifact(file)
+    return result
 
 
 @contextmanager
@@ -79,6 +81,20 @@ def _folder_of(model: str, tracking_uri: str) -> Iterator[Path]:
         return
     with TemporaryDirectory() as scratch:
         yield pull(connect(tracking_uri), model, Path(scratch) / "model")
+
+
+def _readable(
+    files: Sequence[Path], size: int, unreadable: list[dict[str, str]]
+) -> tuple[list[Path], list[np.ndarray]]:
+    """The files that are images, with their pixels; the others are noted with the reason."""
+    readable, pixels = [], []
+    for file in files:
+        try:
+            pixels.append(_centre(read_image(file, side_of(size)), size))
+            readable.append(file)
+        except BadImage as error:
+            unreadable.append({"path": str(file), "reason": error.reason})
+    return readable, pixels
 
 
 def _files(images: Sequence[Path]) -> list[Path]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from kd_mlflow.config import DistillConfig, Recipe, recipe
 from kd_mlflow.entrypoints.fingerprint import fingerprint, request_fingerprint
-from kd_mlflow.entrypoints.network import train_network
+from kd_mlflow.entrypoints.network import check, train_network
 from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, summary, view_of
 from kd_mlflow.entrypoints.registration import Registered, register_network
-from kd_mlflow.entrypoints.runs import open_run
+from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.teachers import Teacher, find_teacher
 from kd_mlflow.entrypoints.terminal import Terminal
@@ -55,21 +55,25 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
     """
     session = Session.open(config, terminal or Terminal(quiet=True))
     key = ("kd.request", request_fingerprint(config, session.store.digest))
+    plan = recipe(config, "student", session.precision)
+    check(session, plan)
     with open_run(
-        session, "student", key, resume=resume, owner=True, name=f"student {config.student} {config.method}"
+        session, plan, key, resume=resume, owner=True, name=f"student {config.student} {config.method}"
     ) as writer:
         record_setup(session, writer, config)
-        teacher = _teacher(session, writer, config, resume)
-        control = train_or_reuse(session, config, "control", resume=resume) if config.control else None
+        others = NEWEST if resume else None
+        teacher = _teacher(session, writer, config, others)
+        control = _control(session, writer, config, others) if config.control else None
         notes = _compare_teacher(session, writer, config, teacher, control)
-        plan = recipe(config, "student", session.precision)
         return _student(session, writer, config, plan, teacher, control, notes)
 
 
 def _teacher(session: Session, writer: RunWriter, config: DistillConfig, resume: str | None) -> Teacher:
     """The teacher; once chosen it stays the same for this run, however often it is resumed."""
-    fixed = read_run(session.client, writer.run_id).tags.get("kd.teacher", "")
-    teacher = find_teacher(session, config, resume=resume, fixed=fixed)
+    chosen = read_run(session.client, writer.run_id).tags
+    teacher = find_teacher(session, config, resume=resume, fixed=chosen.get("kd.teacher", ""))
+    if chosen.get("kd.teacher_digest", teacher.network.digest) != teacher.network.digest:
+        raise InputError(f"The teacher {teacher.uri} is not the one that this run began with; start a new run.")
     writer.tags(
         {
             "kd.teacher": teacher.uri,
@@ -78,6 +82,14 @@ def _teacher(session: Session, writer: RunWriter, config: DistillConfig, resume:
         }
     )
     return teacher
+
+
+def _control(session: Session, writer: RunWriter, config: DistillConfig, resume: str | None) -> RunView:
+    """The control; one that this run has already is not trained again by a resume."""
+    known = read_run(session.client, writer.run_id).tags.get("kd.control_run_id")
+    control = view_of(session.client, known) if known else train_or_reuse(session, config, "control", resume=resume)
+    writer.tags({"kd.control_run_id": control.run_id})
+    return control
 
 
 def _compare_teacher(
@@ -94,7 +106,6 @@ def _compare_teacher(
         if config.require_strong_teacher:
             raise InputError("--require-strong-teacher needs the control to compare with; leave out --no-control.")
         return ["No control was trained: what the distillation itself gained is not known."]
-    writer.tags({"kd.control_run_id": control.run_id})
     theirs, plain = teacher.view.metrics["val/accuracy"], control.metrics["val/accuracy"]
     weak = theirs < plain
     writer.tags({"kd.weak_teacher": str(weak).lower()})

@@ -18,9 +18,11 @@ from kd_mlflow.entrypoints.places import home
 from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.measures.gpu import nvml_state
 from kd_mlflow.tracking.client import connect, describe_store, redact
+from kd_mlflow.tracking.versions import registered_names
 
 ROOM_GIB = 5.0
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "scikit-learn", "safetensors", "click")
+DOWNLOADED = ("cifar10", "cifar100", "fashionmnist", "imagenette")
 EXTRAS = ("onnx", "onnxruntime", "onnxscript", "timm")
 
 
@@ -42,6 +44,7 @@ def examine(data: str = "digits", tracking_uri: str = "") -> dict[str, Any]:
         ("device", _device),
         ("NVML", _nvml),
         ("tracking", lambda: _tracking(tracking_uri)),
+        ("registry", lambda: _registry(tracking_uri)),
         ("disk", _disk),
         ("data", lambda: _data(data)),
     ]
@@ -50,7 +53,9 @@ def examine(data: str = "digits", tracking_uri: str = "") -> dict[str, Any]:
         try:
             findings.append(look())
         except KdMlflowError as error:
-            findings.append(Finding(name, "problem", str(error), "see the sentence at the left"))
+            findings.append(Finding(name, "problem", str(error), ""))
+        except Exception as error:
+            findings.append(Finding(name, "problem", f"{type(error).__name__}: {redact(str(error))}", ""))
     return {"ok": all(item.state != "problem" for item in findings), "checks": [asdict(item) for item in findings]}
 
 
@@ -98,6 +103,11 @@ def _tracking(uri: str) -> Finding:
     return Finding("tracking", "ok", describe_store(client, redact(uri)))
 
 
+def _registry(uri: str) -> Finding:
+    names = registered_names(connect(uri))
+    return Finding("registry", "ok", ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "empty")
+
+
 def _disk() -> Finding:
     place = home()
     free = shutil.disk_usage(place).free / 2**30
@@ -110,4 +120,7 @@ def _disk() -> Finding:
 
 def _data(data: str) -> Finding:
     source = find_source(PrepareConfig(data=data), home())
-    return Finding("data", "ok", f"{source.name}")
+    if data in DOWNLOADED:
+        return Finding("data", "note", f"{source.name}: by name", "downloaded when it is first prepared")
+    found = source.arrangement()
+    return Finding("data", "ok", f"{source.name}: {len(found.items)} images in {len(found.classes)} classes")

@@ -11,12 +11,14 @@ from typing import Any
 from kd_mlflow.config import EvaluateConfig
 from kd_mlflow.entrypoints.judge import Judged, judge_split
 from kd_mlflow.entrypoints.network import Network, load_network
+from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.record import record_evaluation, record_report, record_setup, summary, view_of
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
 from kd_mlflow.reports.data import RunView
-from kd_mlflow.tracking.registry import pull, run_model
+from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.registry import pull, resolve, run_model
 from kd_mlflow.tracking.runs import RunWriter, adopt_run_id
 
 
@@ -48,15 +50,27 @@ def evaluate(config: EvaluateConfig, *, terminal: Terminal | None = None) -> Eva
     """
     if not config.model:
         raise InputError("evaluate needs --model: models:/NAME@ALIAS, a run id, or a pulled folder.")
-    session = Session.open(config, terminal or Terminal(quiet=True))
-    network = find_network(session, config.model)
-    same_classes(session, network, config.model)
-    view = evaluate_network(session, network, (config.split,), owner=True)
+    uri = exact(connect(config.tracking_uri), config.model)
+    network = find_network(connect(config.tracking_uri), uri)
+    size = config.image_size or network.model.spec.image_size
+    session = Session.open(
+        config.model_copy(update={"image_size": size, "model": uri}), terminal or Terminal(quiet=True)
+    )
+    same_classes(session, network, uri)
+    view = evaluate_network(session, network, (config.split,), uri, owner=True)
     parts = summary(view)
-    return EvaluateResult(view.run_id, config.model, config.split, parts[config.split], parts["efficiency"])
+    return EvaluateResult(view.run_id, uri, config.split, parts[config.split], parts["efficiency"])
 
 
-def find_network(session: Session, asked: str) -> Network:
+def exact(client: Any, asked: str) -> str:
+    """A registry URI with its version for one with an alias; anything else as it is."""
+    if not asked.startswith("models:/"):
+        return asked
+    version = resolve(client, asked)
+    return f"models:/{version.name}/{version.version}"
+
+
+def find_network(client: Any, asked: str) -> Network:
     """A model by registry URI, run id or folder.
 
     Raises
@@ -66,23 +80,23 @@ def find_network(session: Session, asked: str) -> Network:
     """
     if asked.startswith("models:/"):
         file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", asked.removeprefix("models:/"))
-        return load_network(pull(session.client, asked, session.home / "models" / file_name))
+        return load_network(pull(client, asked, home() / "models" / file_name))
     if re.fullmatch(r"[0-9a-f]{32}", asked):
-        return network_of_run(session, asked)
+        return network_of_run(client, asked)
     if Path(asked).is_dir():
         return load_network(Path(asked))
     raise InputError(f"{asked} is no registered model (models:/NAME@ALIAS), run id or model folder.")
 
 
-def network_of_run(session: Session, run_id: str) -> Network:
+def network_of_run(client: Any, run_id: str) -> Network:
     """The model of a run, from this machine if it was trained here, else from the store."""
-    local = session.checkpoints(run_id) / "model"
+    local = home() / "checkpoints" / run_id / "model"
     if not (local / "model.json").is_file():
-        local = run_model(session.client, run_id, session.home / "models" / run_id)
+        local = run_model(client, run_id, home() / "models" / run_id)
     return load_network(local)
 
 
-def evaluate_network(session: Session, network: Network, splits: Sequence[str], *, owner: bool) -> RunView:
+def evaluate_network(session: Session, network: Network, splits: Sequence[str], uri: str, *, owner: bool) -> RunView:
     """Measure a network on splits, in a run of role evaluate."""
     spec = network.model.spec
     with RunWriter.open(
@@ -93,14 +107,10 @@ def evaluate_network(session: Session, network: Network, splits: Sequence[str], 
         tags={"kd.evaluated_run_id": network.run_id, "kd.architecture": spec.architecture},
         run_id=adopt_run_id() if owner else None,
     ) as writer:
-        own = EvaluateConfig(
-            **{
-                name: getattr(session.config, name)
-                for name in EvaluateConfig.model_fields
-                if hasattr(session.config, name)
-            }
-        )
-        record_setup(session, writer, own)
+        known = {name: getattr(session.config, name, None) for name in EvaluateConfig.model_fields}
+        given = {name: value for name, value in known.items() if value is not None}
+        own = EvaluateConfig(**given | {"model": uri, "split": splits[-1]})
+        record_setup(session, writer, own, "evaluation")
         judged: dict[str, Judged] = {
             split: judge_split(session, network.model, split, session.config.batch_size) for split in splits
         }
@@ -118,6 +128,9 @@ def same_classes(session: Session, network: Network, asked: str) -> None:
     InputError
         The lists differ; says in what.
     """
+    size = network.model.spec.image_size
+    if size != session.store.image_size:
+        session.terminal.warn(f"{asked} was trained at {size} px and is used at {session.store.image_size} px.")
     theirs, ours = tuple(network.model.spec.classes), tuple(session.store.classes)
     if theirs != ours:
         differ = sorted(set(theirs) ^ set(ours)) or ["their order"]

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from kd_mlflow.config import Options, Recipe
+from kd_mlflow.models.architectures import is_factory, working_directory_importable
 from kd_mlflow.training.checkpoint import file_sha256
 
 PACKAGE = Path(__file__).parents[1]
@@ -43,12 +44,23 @@ def _hash(options: Options, *parts: str, exclude: set[str] | None = None) -> str
 
 
 def _file_digest(recipe: Recipe) -> str:
-    """The content behind a name: a weights file, or the module of a person's own architecture."""
-    if recipe.weights not in ("none", "imagenet") and Path(recipe.weights).is_file():
-        return file_sha256(Path(recipe.weights))
-    module, colon, _ = recipe.architecture.partition(":")
-    if colon and module != "timm":
-        found = importlib.util.find_spec(module)
-        if found is not None and found.origin and Path(found.origin).is_file():
-            return file_sha256(Path(found.origin))
-    return ""
+    """The content behind names: a weights file, and the source of a person's own architecture."""
+    weights, own = Path(recipe.weights), ""
+    if is_factory(recipe.architecture):
+        own = _source_digest(recipe.architecture.partition(":")[0])
+    is_file = recipe.weights not in ("none", "imagenet") and weights.is_file()
+    return own + (file_sha256(weights) if is_file else "")
+
+
+def _source_digest(module: str) -> str:
+    """SHA-256 over the module's file, or over all of the package that it stands in."""
+    with working_directory_importable():
+        try:
+            found = importlib.util.find_spec(module.partition(".")[0])
+        except (ImportError, ValueError):
+            return ""
+    if found is None or not found.origin:
+        return ""
+    origin = Path(found.origin)
+    files = sorted(origin.parent.rglob("*.py")) if found.submodule_search_locations else [origin]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()

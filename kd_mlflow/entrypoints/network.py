@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ from torch import Tensor
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training_batches
 from kd_mlflow.distillers.base import Context, Distiller
-from kd_mlflow.distillers.registry import create
+from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge
 from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.errors import GuardError, InputError
 from kd_mlflow.measures.resources import ResourceMeter, Usage
 from kd_mlflow.models.artifact import load_model, read_run_id, save_model
 from kd_mlflow.models.classifier import Classifier, ModelSpec
@@ -24,6 +27,8 @@ from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow, file_sha25
 from kd_mlflow.training.loop import Fit, NonFiniteLoss, Task, fit
 from kd_mlflow.training.observer import Several, Silent
 from kd_mlflow.training.teachers import LiveTeacher
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,29 +69,56 @@ def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers:
         The loss became non-finite; the samples of the batch are recorded.
     """
     folder = CheckpointFolder(session.checkpoints(writer.run_id))
-    task = _task(session, recipe, _build(session, recipe), teachers)
-    observer = Several([_Recorder(writer), session.terminal.training(recipe.role)])
+    task = _task(session, recipe, build_network(session, recipe), teachers)
     writer.start_system_metrics()
     try:
-        with ResourceMeter(session.device) as meter:
-            epochs_done, fitted = _fit_counted(task, folder, observer)
+        with session.terminal.training(recipe.role) as lines, ResourceMeter(session.device) as meter:
+            before, fitted = _fit(task, folder, Several([_Recorder(writer), lines]))
     except NonFiniteLoss as stop:
         paths = [session.store.path_of(index) for index in stop.samples]
         writer.json(
             "non_finite_loss.json", {"epoch": stop.epoch, "step": stop.step, "samples": stop.samples, "paths": paths}
         )
         raise
+    except torch.OutOfMemoryError:
+        half = max(1, recipe.batch_size // 2)
+        raise GuardError(
+            f"The device's memory does not hold a step of {recipe.batch_size} images; try --batch-size {half}."
+        ) from None
     finally:
         writer.stop_system_metrics()
     verdict = judge(session, fitted.best, recipe, teachers[0].model if teachers else None)
+    for teacher in teachers:
+        teacher.model.cpu()
     save_model(folder.path / "model", fitted.best, run_id=writer.run_id)
-    last = _build(session, recipe)
+    last = copy.deepcopy(fitted.best)
     last.load_state_dict(fitted.last)
     save_model(folder.path / "last", last, run_id=writer.run_id, program=False)
     digest = file_sha256(folder.path / "model" / "model.safetensors")
     network = Network(fitted.best, writer.run_id, folder.path / "model", digest)
-    images = epochs_done * task.steps_per_epoch * recipe.batch_size
-    return Trained(network, fitted, verdict, meter.usage(images), folder.path / "last")
+    images = task.steps_per_epoch * min(recipe.batch_size, len(session.store.splits["train"])) * len(fitted.history)
+    return Trained(network, fitted, verdict, _whole(meter.usage(images), before), folder.path / "last")
+
+
+def check(session: Session, recipe: Recipe) -> None:
+    """Build the network and the method once, so that what cannot work is said before anything trains.
+
+    Raises
+    ------
+    InputError
+        The architecture, its weights or the method cannot be had.
+    """
+    if recipe.role == "student" and not method_class(recipe.method).needs_teacher:
+        raise InputError(f"The method '{recipe.method}' has no teacher; use `kd-mlflow student` for it.")
+    _task(session, recipe, build_network(session, recipe), ())
+
+
+def _whole(usage: Usage, epochs_before: int) -> Usage:
+    """The figures of a training; those of its last part alone are not given out as the whole's."""
+    if not epochs_before:
+        return usage
+    reason = f"the training was taken up after epoch {epochs_before}; what was used before is not known"
+    return Usage({}, dict.fromkeys([*usage.metrics, *usage.missing], reason))
 
 
 def load_network(folder: Path) -> Network:
@@ -94,15 +126,14 @@ def load_network(folder: Path) -> Network:
     return Network(load_model(folder), read_run_id(folder), folder, file_sha256(folder / "model.safetensors"))
 
 
-def _fit_counted(task: Task, folder: CheckpointFolder, observer: Several) -> tuple[int, Fit]:
-    """The fit, and how many epochs this process itself trained."""
+def _fit(task: Task, folder: CheckpointFolder, observer: Several) -> tuple[int, Fit]:
+    """The fit, and how many epochs of it an earlier process trained."""
     found = folder.load()
-    before = found[1].epoch if found else 0
-    fitted = fit(task, folder, observer)
-    return len(fitted.history) - before, fitted
+    return (found[1].epoch if found else 0), fit(task, folder, observer)
 
 
-def _build(session: Session, recipe: Recipe) -> Classifier:
+def build_network(session: Session, recipe: Recipe) -> Classifier:
+    """The recipe's network before its first step."""
     store = session.store
     mean, std = normalization_for(recipe.normalization, recipe.architecture, recipe.weights, store.mean, store.std)
     spec = ModelSpec(
@@ -146,10 +177,19 @@ def _class_weights(session: Session, recipe: Recipe) -> Tensor | None:
 
 
 class _Recorder(Silent):
-    """Writes every epoch to the run, in one batch."""
+    """Writes every epoch to the run, in one batch; a store that is away for a while does not end the training."""
 
     def __init__(self, writer: RunWriter) -> None:
         self.writer = writer
+        self.unsent: list[EpochRow] = []
 
     def on_epoch(self, row: EpochRow) -> None:
-        self.writer.metrics(row.metrics, row.epoch, row.timestamp_ms)
+        try:
+            self.writer.metrics(row.metrics, row.epoch, row.timestamp_ms)
+        except Exception as error:
+            self.unsent.append(row)
+            log.warning("Epoch %d could not be recorded (%s); it is sent again at the end.", row.epoch, error)
+
+    def on_end(self, best_epoch: int) -> None:
+        for row in self.unsent:
+            self.writer.metrics(row.metrics, row.epoch, row.timestamp_ms)

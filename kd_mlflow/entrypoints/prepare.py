@@ -7,14 +7,16 @@ from typing import Any
 from kd_mlflow.config import PrepareConfig
 from kd_mlflow.data.store import prepare
 from kd_mlflow.entrypoints.places import home
+from kd_mlflow.entrypoints.runs import adopted_run
 from kd_mlflow.entrypoints.terminal import Terminal
 
 
 def prepare_data(config: PrepareConfig, terminal: Terminal | None = None) -> dict[str, Any]:
     """Prepare the store (or find it prepared) and say what is in it."""
     terminal = terminal or Terminal(quiet=True)
-    store = prepare(config, home(), terminal.preparing(f"Preparing {config.data}"))
-    return {
+    with terminal.preparing(f"Preparing {config.data}") as progress:
+        store = prepare(config, home(), progress)
+    result = {
         "store": str(store.path),
         "name": store.name,
         "digest": store.digest,
@@ -26,6 +28,19 @@ def prepare_data(config: PrepareConfig, terminal: Terminal | None = None) -> dic
         "warnings": list(store.warnings),
         "bad": [{"path": bad.path, "reason": bad.reason} for bad in store.bad],
     }
+    _record(config, result)
+    return result
+
+
+def _record(config: PrepareConfig, result: dict[str, Any]) -> None:
+    """Under `mlflow run`, the run holds what was found."""
+    with adopted_run("", "prepare", f"prepare {result['name']}") as writer:
+        if writer is not None:
+            writer.params(config.model_dump(mode="json"))
+            writer.dataset(result["name"], result["digest"], result["splits"], config.data, "preparation")
+            writer.json("store.json", result)
+            if result["bad"]:
+                writer.table("tables/bad_files", result["bad"])
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from kd_mlflow.measures.efficiency import measure
 from kd_mlflow.reports import figures
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.html import render
+from kd_mlflow.reports.tables import efficiency_table, quality_table
 from kd_mlflow.tracking.runs import RunWriter, history, read_json, read_run
 
 THROUGHPUT_BATCH = 64
@@ -23,10 +24,10 @@ MISCLASSIFIED_ROWS = 1000
 SAMPLES = 12
 
 
-def record_setup(session: Session, writer: RunWriter, config: Options) -> None:
+def record_setup(session: Session, writer: RunWriter, config: Options, context: str = "training") -> None:
     """What is known before training: options, data, code and machine."""
     store = session.store
-    writer.params(config.model_dump(mode="json"))
+    writer.params(config.model_dump(mode="json", exclude={"tracking_uri"}))
     writer.text("config.yaml", to_yaml(config))
     profile = {
         "classes": len(store.classes),
@@ -34,11 +35,12 @@ def record_setup(session: Session, writer: RunWriter, config: Options) -> None:
         "bad_files": len(store.bad),
         **{split: len(index) for split, index in store.splits.items()},
     }
-    writer.dataset(store.name, store.digest, profile, str(config.data), "training")
+    writer.dataset(store.name, store.digest, profile, str(config.data), context)
     writer.tags(
         {
             "kd.dataset": store.name,
             "kd.dataset_digest": store.digest,
+            "kd.image_size": str(store.image_size),
             "kd.device": str(session.device),
             "kd.precision": session.precision,
         }
@@ -63,7 +65,6 @@ def record_network(session: Session, writer: RunWriter, recipe: Recipe, trained:
             **{f"efficiency/training_{name}": value for name, value in trained.training.metrics.items()},
         }
     )
-    writer.tags({"kd.architecture": recipe.architecture, "kd.method": recipe.method})
     writer.artifact(trained.last_folder, "checkpoints/last")
     record_evaluation(
         session,
@@ -100,6 +101,7 @@ def record_evaluation(
     writer.json(
         "evaluation.json",
         {
+            "split": list(judged)[-1],
             "classes": list(session.store.classes),
             "missing": missing | use.missing,
             "per_class": last.quality.per_class,
@@ -153,6 +155,7 @@ def view_of(client: Any, run_id: str) -> RunView:
         history=history(client, run_id),
         metrics=final,
         missing=evaluation["missing"],
+        split=evaluation["split"],
         per_class=evaluation["per_class"],
         confusion=evaluation["confusion"],
         reliability=evaluation["reliability"],
@@ -192,6 +195,9 @@ def record_report(
         (Path(scratch) / "figures").mkdir()
         for name, png in pngs.items():
             (Path(scratch) / "figures" / f"{name}.png").write_bytes(png)
+        (Path(scratch) / "tables").mkdir()
+        for name, table in (("quality", quality_table(views)), ("efficiency", efficiency_table(views))):
+            (Path(scratch) / "tables" / f"{name}.csv").write_text(table.to_csv(), encoding="utf-8")
         (Path(scratch) / "report.html").write_text(page, encoding="utf-8")
         writer.artifact(Path(scratch))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kd_mlflow.config import Role
+from kd_mlflow.config import Recipe, Role
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
 from kd_mlflow.tracking.client import connect
@@ -19,7 +20,7 @@ NEWEST = "newest"
 
 @contextmanager
 def open_run(
-    session: Session, role: Role, key: tuple[str, str], *, resume: str | None, owner: bool, name: str
+    session: Session, plan: Recipe, key: tuple[str, str], *, resume: str | None, owner: bool, name: str
 ) -> Iterator[RunWriter]:
     """A run that this process alone writes to.
 
@@ -38,14 +39,15 @@ def open_run(
     InputError
         The run to go on with is finished, is of other work, or is being written by another process.
     """
-    made_by_mlflow = adopt_run_id() if owner else None
+    role, made_by_mlflow = plan.role, adopt_run_id() if owner else None
+    tags = {key[0]: key[1], "kd.host": platform.node(), "kd.architecture": plan.architecture, "kd.method": plan.method}
     with ExitStack() as held:
         found = _unfinished(session, role, key, resume, held) if resume else None
         if found and made_by_mlflow and found != made_by_mlflow:
             session.client.set_tag(made_by_mlflow, "kd.continued_run_id", found)
         run_id = found or made_by_mlflow
         writer = RunWriter.open(
-            session.client, role=role, experiment=session.experiment, run_name=name, tags=dict([key]), run_id=run_id
+            session.client, role=role, experiment=session.experiment, run_name=name, tags=tags, run_id=run_id
         )
         if owner:
             session.experiment = writer.experiment
@@ -60,7 +62,7 @@ def open_run(
 def _unfinished(session: Session, role: Role, key: tuple[str, str], resume: str, held: ExitStack) -> str | None:
     """The run to go on with, its folder locked until ``held`` closes."""
     if resume == NEWEST:
-        runs = [run for run in find_runs(session.client, tags=dict([key]), role=role) if run.status != "FINISHED"]
+        runs = unfinished_runs(session, role, key)
         return next((run.run_id for run in runs if _lock(session, run, held)), None)
     run = read_run(session.client, resume)
     if run.status == "FINISHED":
@@ -70,13 +72,38 @@ def _unfinished(session: Session, role: Role, key: tuple[str, str], resume: str,
             f"Run {resume} was started with other options, data or code than these; "
             "it can only go on as it began (its options are in its config.yaml)."
         )
+    if _lives_elsewhere(run):
+        raise InputError(f"Run {resume} is RUNNING on {run.tags['kd.host']}; resume it there.")
     if not _lock(session, run, held):
         raise InputError(f"Run {resume} is being written by another process on this machine.")
     return run.run_id
 
 
+def unfinished_runs(session: Session, role: Role, key: tuple[str, str]) -> list[RunRecord]:
+    """Runs of this work that were cut off, newest first; one that runs on another machine is left to it."""
+    runs = find_runs(session.client, tags=dict([key]), role=role)
+    return [run for run in runs if run.status != "FINISHED" and not _lives_elsewhere(run)]
+
+
+def _lives_elsewhere(run: RunRecord) -> bool:
+    return run.status == "RUNNING" and run.tags.get("kd.host", platform.node()) != platform.node()
+
+
 def _lock(session: Session, run: RunRecord, held: ExitStack) -> bool:
     return held.enter_context(CheckpointFolder(session.checkpoints(run.run_id)).lock())
+
+
+@contextmanager
+def adopted_run(tracking_uri: str, role: str, name: str) -> Iterator[RunWriter | None]:
+    """The run that `mlflow run` made for a command that makes none of its own; None without `mlflow run`."""
+    run_id = adopt_run_id()
+    if run_id is None:
+        yield None
+        return
+    with RunWriter.open(
+        connect(tracking_uri), role=role, experiment="kd-mlflow", run_name=name, tags={}, run_id=run_id
+    ) as writer:
+        yield writer
 
 
 @contextmanager

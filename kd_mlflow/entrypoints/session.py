@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Session:
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
         place = home()
         client = connect(config.tracking_uri)
-        store = prepare(config, place, terminal.preparing(f"Preparing {config.data}"))
+        with terminal.preparing(f"Preparing {config.data}") as progress:
+            store = prepare(config, place, progress)
         counts = ", ".join(f"{len(index)} {split}" for split, index in store.splits.items())
         terminal.say(f"Data {store.name}: {len(store.classes)} classes, {counts}, {store.image_size} px")
         for warning in store.warnings:
@@ -57,7 +59,7 @@ class Session:
     @property
     def name(self) -> str:
         """The stem of the names in the registry."""
-        return getattr(self.config, "name", "") or self.store.name
+        return getattr(self.config, "name", "") or re.sub(r"[/:@]+", "-", self.store.name)
 
     def checkpoints(self, run_id: str) -> Path:
         """The folder of a run's checkpoints."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd_mlflow.config import DistillConfig, recipe
-from kd_mlflow.entrypoints.evaluate import evaluate_network, find_network, network_of_run, same_classes
+from kd_mlflow.entrypoints.evaluate import evaluate_network, exact, find_network, network_of_run, same_classes
+from kd_mlflow.entrypoints.fingerprint import fingerprint
 from kd_mlflow.entrypoints.network import Network, load_network
 from kd_mlflow.entrypoints.record import view_of
 from kd_mlflow.entrypoints.registration import data_tags, model_tags
+from kd_mlflow.entrypoints.runs import unfinished_runs
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
@@ -48,11 +51,20 @@ def _find(session: Session, config: DistillConfig, asked: str, resume: str | Non
     if asked == "auto" or _is_architecture(asked):
         if asked != "auto":
             config = config.model_copy(update={"teacher_arch": asked})
-        return _champion(session, config) or _trained(session, config, resume)
-    path = Path(asked)
-    network = _from_weights(session, config, path) if path.is_file() else find_network(session, asked)
-    same_classes(session, network, asked)
-    return Teacher(network, _figures(session, network), asked)
+        cut_off = resume is not None and _was_cut_off(session, config)
+        return (None if cut_off else _champion(session, config)) or _trained(session, config, resume)
+    uri = exact(session.client, asked)
+    path = Path(uri)
+    network = _from_weights(session, config, path) if path.is_file() else find_network(session.client, uri)
+    same_classes(session, network, uri)
+    return Teacher(network, _figures(session, network, uri), uri)
+
+
+def _was_cut_off(session: Session, config: DistillConfig) -> bool:
+    """Whether an earlier part of this work began to train a teacher, which then comes before any champion."""
+    plan = recipe(config, "teacher", session.precision)
+    key = ("kd.fingerprint", fingerprint(plan, session.store.digest))
+    return bool(unfinished_runs(session, "teacher", key))
 
 
 def _is_architecture(asked: str) -> bool:
@@ -77,24 +89,28 @@ def _champion(session: Session, config: DistillConfig) -> Teacher | None:
         return None
     uri = f"models:/{found.name}/{found.version}"
     session.terminal.say(f"Teacher: the champion {uri}")
-    network = find_network(session, uri)
-    return Teacher(network, _figures(session, network), uri)
+    network = find_network(session.client, uri)
+    return Teacher(network, _figures(session, network, uri), uri)
 
 
 def _trained(session: Session, config: DistillConfig, resume: str | None) -> Teacher:
     """A teacher trained now, or the finished run that was trained the same way."""
     view = train_or_reuse(session, config, "teacher", resume=resume)
-    return Teacher(network_of_run(session, view.run_id), view, view.run_id)
+    return Teacher(network_of_run(session.client, view.run_id), view, view.run_id)
 
 
-def _figures(session: Session, network: Network) -> RunView:
+def _figures(session: Session, network: Network, uri: str) -> RunView:
     """The teacher's figures on this data: those of its own run if the store has it, else measured now."""
-    tags = {"kd.dataset_digest": session.store.digest, "kd.weights_digest": network.digest}
+    tags = {
+        "kd.dataset_digest": session.store.digest,
+        "kd.image_size": str(session.store.image_size),
+        "kd.weights_digest": network.digest,
+    }
     for run in find_runs(session.client, tags=tags, status="FINISHED"):
         # A run of `evaluate` may have measured one split only.
         if {"best/accuracy", "test/accuracy"} <= set(run.metrics):
             return view_of(session.client, run.run_id)
-    return evaluate_network(session, network, ("val", "test"), owner=False)
+    return evaluate_network(session, network, ("val", "test"), uri, owner=False)
 
 
 def _from_weights(session: Session, config: DistillConfig, path: Path) -> Network:
@@ -110,6 +126,8 @@ def _from_weights(session: Session, config: DistillConfig, path: Path) -> Networ
         stem=config.stem,
         dropout=config.dropout,
     )
-    folder = session.home / "models" / f"file-{file_sha256(path)[:32]}"
-    save_model(folder, build(spec, str(path), seed=0), program=False)
+    key = hashlib.sha256(f"{file_sha256(path)} {spec.model_dump_json()}".encode()).hexdigest()[:32]
+    folder = session.home / "models" / f"file-{key}"
+    if not folder.is_dir():
+        save_model(folder, build(spec, str(path), seed=0, replace_head=False), program=False)
     return load_network(folder)

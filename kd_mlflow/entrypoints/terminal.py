@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -66,19 +66,29 @@ class _Bar:
             self.progress = None
 
 
-class PreparationBar:
-    """Files decoded so far."""
+class _Closing:
+    """Takes its bar off the terminal when the block ends, however it ends."""
+
+    bar: _Bar
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+class PreparationBar(_Closing):
+    """Files done so far."""
 
     def __init__(self, terminal: Terminal, label: str) -> None:
         self.bar = _Bar(terminal, label)
 
     def __call__(self, done: int, total: int) -> None:
         self.bar.update(done, total, f"{done}/{total} images")
-        if done >= total:
-            self.bar.close()
 
 
-class EpochLines(Silent):
+class EpochLines(_Closing, Silent):
     """A bar over all steps, and a line for every epoch."""
 
     def __init__(self, terminal: Terminal, label: str) -> None:
@@ -111,10 +121,4 @@ class EpochLines(Silent):
         )
 
     def on_end(self, best_epoch: int) -> None:
-        self.bar.close()
         self.terminal.say(f"{self.label}: best epoch {best_epoch}")
-
-
-def stdout_is_terminal() -> bool:
-    """Whether a table may be drawn for a person."""
-    return sys.stdout.isatty()

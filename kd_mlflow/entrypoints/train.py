@@ -7,7 +7,7 @@ from typing import Any
 
 from kd_mlflow.config import Options, Role, StudentConfig, TeacherConfig, recipe
 from kd_mlflow.entrypoints.fingerprint import fingerprint
-from kd_mlflow.entrypoints.network import train_network
+from kd_mlflow.entrypoints.network import check, train_network
 from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, summary, view_of
 from kd_mlflow.entrypoints.registration import Registered, register_network
 from kd_mlflow.entrypoints.runs import open_run
@@ -60,7 +60,8 @@ def train_role(
     plan = recipe(own, role, session.precision)
     key = ("kd.fingerprint", fingerprint(plan, session.store.digest))
     name = f"{role} {plan.architecture}"
-    with open_run(session, role, key, resume=resume, owner=owner, name=name) as writer:
+    check(session, plan)
+    with open_run(session, plan, key, resume=resume, owner=owner, name=name) as writer:
         record_setup(session, writer, own)
         trained = train_network(session, plan, writer)
         record_network(session, writer, plan, trained)

@@ -121,7 +121,7 @@ def import_timm(name: str) -> Any:
 
 def _from_factory(name: str, count: int) -> nn.Module:
     module_name, _, attribute = name.partition(":")
-    with _working_directory_importable():
+    with working_directory_importable():
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -142,7 +142,7 @@ def _from_factory(name: str, count: int) -> nn.Module:
 
 
 @contextmanager
-def _working_directory_importable() -> Iterator[None]:
+def working_directory_importable() -> Iterator[None]:
     """A console script does not have the working directory on the path, `python -m` has."""
     here = str(Path.cwd())
     added = here not in sys.path and "" not in sys.path

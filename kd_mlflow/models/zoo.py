@@ -29,7 +29,7 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
-def build(spec: ModelSpec, weights: str = "none", *, seed: int | None = None) -> Classifier:
+def build(spec: ModelSpec, weights: str = "none", *, seed: int | None = None, replace_head: bool = True) -> Classifier:
     """A network as described, in training mode, on the CPU.
 
     The classifier layer has K outputs and is fresh unless the weights' own fits. ``spec.dropout``
@@ -43,17 +43,20 @@ def build(spec: ModelSpec, weights: str = "none", *, seed: int | None = None) ->
         Of the fresh weights; None draws from torch's global generator. With a seed, the global
         generator is left as it was.
 
+    replace_head:
+        Leave the classifier layer fresh when the weights' own has another shape; else that is an error.
+
     Raises
     ------
     InputError
         An unknown architecture, weights that cannot be had or do not fit, or images too small.
     """
     if seed is None:
-        return _build(spec, weights)
+        return _build(spec, weights, replace_head)
     with torch.random.fork_rng(devices=[]):
         # Only the CPU's generator: fresh weights are drawn there, and others must not notice.
         torch.default_generator.manual_seed(seed)
-        return _build(spec, weights)
+        return _build(spec, weights, replace_head)
 
 
 def normalization_for(
@@ -85,7 +88,7 @@ def normalization_for(
     return _stored_normalization(path) or data
 
 
-def _build(spec: ModelSpec, weights: str) -> Classifier:
+def _build(spec: ModelSpec, weights: str, replace_head: bool) -> Classifier:
     from_timm = weights == "imagenet" and spec.architecture.startswith(TIMM)
     if weights == "imagenet" and is_factory(spec.architecture):
         raise InputError(f"There are no ImageNet weights for '{spec.architecture}'; use none or a weights file.")
@@ -94,7 +97,7 @@ def _build(spec: ModelSpec, weights: str) -> Classifier:
         is_file = weights != "imagenet"
         state = read_weights(Path(weights)) if is_file else imagenet_weights(spec.architecture)
         head = head_name(body)
-        replaceable = {f"{head}.{part}": "classifier" for part in ("weight", "bias")} if head else {}
+        replaceable = {f"{head}.{part}": "classifier" for part in ("weight", "bias")} if head and replace_head else {}
         stem = replaced_stem_key(body, spec.architecture, spec.stem)
         if stem is not None:
             replaceable |= {stem: "stem", stem.removesuffix("weight") + "bias": "stem"}

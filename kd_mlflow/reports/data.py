@@ -18,6 +18,8 @@ class RunView:
         Final figures under flat names: ``val/…`` at the selected epoch, ``test/…``, ``efficiency/…``.
     missing:
         For each figure that could not be measured, why.
+    split:
+        What ``per_class``, ``confusion`` and ``reliability`` were measured on.
     """
 
     role: str
@@ -31,3 +33,4 @@ class RunView:
     per_class: list[dict[str, Any]]
     confusion: list[list[int]]
     reliability: list[dict[str, Any]]
+    split: str = "test"

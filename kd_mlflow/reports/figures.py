@@ -71,7 +71,7 @@ def confusion(view: RunView, classes: Sequence[str], normalised: bool) -> Figure
         _cells(axes, shown, "{:.2f}" if normalised else "{:.0f}")
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
-    axes.set_title(f"{view.role}: confusion on test, {'row shares' if normalised else 'counts'}", loc="left")
+    axes.set_title(f"{view.role}: confusion on {view.split}, {'row shares' if normalised else 'counts'}", loc="left")
     return figure
 
 
@@ -92,8 +92,10 @@ def reliability(view: RunView) -> Figure:
         label="at the bin's mean confidence",
     )
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, label="honest")
-    error = view.metrics.get("test/calibration_error")
-    axes.set_title(f"{view.role}: reliability on test" + ("" if error is None else f", calibration error {error:.3f}"))
+    error = view.metrics.get(f"{view.split}/calibration_error")
+    axes.set_title(
+        f"{view.role}: reliability on {view.split}" + ("" if error is None else f", calibration error {error:.3f}")
+    )
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axes.legend(loc="upper left", fontsize=8, frameon=False)
     counts.bar(
@@ -123,7 +125,7 @@ def per_class_f1(views: Sequence[RunView], classes: Sequence[str]) -> Figure:
         )
     size = _label_size(height - 1.6, len(classes))
     axes.set_yticks(range(len(order)), [_short(name) for name in order], fontsize=size, parse_math=False)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(order) - 0.3), xlabel="F1 on test", title="F1 by class")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(order) - 0.3), xlabel=f"F1 on {views[-1].split}", title="F1 by class")
     axes.grid(axis="both", alpha=0.25)
     figure.legend(fontsize=8, frameon=False, loc="outside upper right", ncols=max(1, len(views)))
     return figure

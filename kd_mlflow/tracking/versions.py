@@ -50,7 +50,7 @@ def resolve(client: MlflowClient, uri: str) -> ModelVersionInfo:
     name, alias, number = asked.groups()
     model = model_or_none(client, name)
     if model is None:
-        names = sorted(found.name for found in _pages(lambda token: client.search_registered_models(page_token=token)))
+        names = registered_names(client)
         there = f"it holds {_listed(names)}" if names else "it is empty"
         raise InputError(f"There is no model '{name}' in the registry; {there}.")
     number = number or model.aliases.get(alias)
@@ -86,6 +86,11 @@ def versions_of(client: MlflowClient, name: str) -> list[ModelVersionInfo]:
     condition = f"name = {quote(name)}"
     pages = _pages(lambda token: client.search_model_versions(condition, max_results=100, page_token=token))
     return [info_of(found) for found in pages]
+
+
+def registered_names(client: MlflowClient) -> list[str]:
+    """The names of all registered models, sorted."""
+    return sorted(found.name for found in _pages(lambda token: client.search_registered_models(page_token=token)))
 
 
 def _pages(search: Callable[[str | None], PagedList]) -> list:

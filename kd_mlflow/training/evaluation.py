@@ -49,9 +49,10 @@ def measure_accuracy(model: nn.Module, batches: Iterable[Batch], device: torch.d
 
 def epoch_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Plain cross-entropy, accuracy and macro F1 of logits ``[N, K]``."""
-    predicted = logits.argmax(dim=1)
+    predicted, present = logits.argmax(dim=1), labels.unique().numpy()
+    f1 = f1_score(labels.numpy(), predicted.numpy(), labels=present, average="macro", zero_division=0)
     return {
         "loss": F.cross_entropy(logits.double(), labels).item(),
         "accuracy": (predicted == labels).double().mean().item(),
-        "macro_f1": float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0)),
+        "macro_f1": float(f1),
     }

@@ -109,6 +109,7 @@ def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
     last = {name: value.detach().cpu().clone() for name, value in state.judged.state_dict().items()}
     best = state.judged
     best.load_state_dict(checkpoints.best(state.meta))
+    best.zero_grad(set_to_none=True)
     return Fit(distiller.deployed_student(best), last, state.meta.best_epoch, tuple(state.meta.history))
 
 

@@ -20,9 +20,7 @@ from mlflow import MlflowClient
 
 import kd_mlflow
 from kd_mlflow.config import resolve
-from tests.conftest import ROOT, SMALL, Place, make_photos, make_place
-
-TINY = "tests.entrypoints.tiny:make"
+from tests.conftest import QUICK, ROOT, TINY, Place, make_photos, make_place
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +141,7 @@ def test_the_config_of_the_run_repeats_it(distilled, client, runs, tmp_path):
 
 
 def test_json_is_one_object_without_timing_in_the_quality(distilled, photos):
-    out = distilled.run("distill", "--data", str(photos), *SMALL, "--epochs", "1", "--batch-size", "8", "--json")
+    out = distilled.run("distill", "--data", str(photos), *QUICK, "--epochs", "1", "--json")
     result = json.loads(out)
     assert {"run_id", "teacher", "control", "student", "registered"} <= set(result)
     for role in ("teacher", "control", "student"):
@@ -202,7 +200,7 @@ def test_a_pulled_folder_is_a_teacher_and_evaluates(distilled, photos, tmp_path)
     folder = tmp_path / "teacher"
     distilled.run("pull", "photos-teacher@champion", str(folder))
     result = json.loads(distilled.run(
-        "distill", "--data", str(photos), *SMALL, "--epochs", "1", "--batch-size", "8", "--teacher", str(folder),
+        "distill", "--data", str(photos), *QUICK, "--epochs", "1", "--teacher", str(folder),
         "--no-control", "--json"))  # fmt: skip
     assert result["control"] is None
     assert result["teacher"]["architecture"] == "shufflenet_v2_x1_0"
@@ -216,7 +214,7 @@ def test_a_weights_file_is_a_teacher(distilled, photos, tmp_path):
     folder = tmp_path / "teacher"
     distilled.run("pull", "photos-teacher@champion", str(folder))
     result = json.loads(distilled.run(
-        "distill", "--data", str(photos), *SMALL, "--epochs", "1", "--batch-size", "8", "--no-control",
+        "distill", "--data", str(photos), *QUICK, "--epochs", "1", "--no-control",
         "--teacher", str(folder / "model.safetensors"), "--json"))  # fmt: skip
     assert result["teacher"]["val"]["accuracy"] > 0
 
@@ -225,7 +223,7 @@ def test_a_teacher_of_other_classes_is_refused_and_the_run_says_why(distilled, c
     other = make_photos(tmp_path / "other")
     (other / "amber").rename(other / "umber")
     err = distilled.run(
-        "distill", "--data", str(other), *SMALL, "--teacher", "models:/photos-teacher@champion", code=2)  # fmt: skip
+        "distill", "--data", str(other), *QUICK, "--teacher", "models:/photos-teacher@champion", code=2)  # fmt: skip
     assert "amber" in err
     failed = next(run for run in client.search_runs([client.get_experiment_by_name("kd-mlflow").experiment_id])
                   if run.info.status == "FAILED")  # fmt: skip

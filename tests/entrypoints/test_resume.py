@@ -53,11 +53,11 @@ def weights(place: Place, result: dict) -> dict[str, str]:
     }
 
 
-def kill_in_second_epoch(place: Place, photos: Path, role: str) -> None:
+def kill_in_second_epoch(place: Place, photos: Path, role: str, resume: bool = False) -> None:
     """SIGKILL once the role's network has written its first checkpoint and gone on."""
-    process = place.start(*command(photos))
+    process = place.start(*command(photos), *(["--resume"] if resume else []))
     deadline = time.monotonic() + 300
-    while len(list(place.home.glob("checkpoints/*/checkpoint-00001.json"))) <= ROLES.index(role):
+    while len({file.parent for file in place.home.glob("checkpoints/*/checkpoint-*.json")}) <= ROLES.index(role):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -67,37 +67,39 @@ def kill_in_second_epoch(place: Place, photos: Path, role: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_resumed_run_equals_uninterrupted_run(undisturbed, place, many_photos, role):
-    kill_in_second_epoch(place, many_photos, role)
+def test_a_run_killed_in_every_role_in_turn_equals_one_that_was_not(undisturbed, place, many_photos):
     client = MlflowClient(place.uri)
-    before = {run.info.run_id for run in client.search_runs(["1"])}
-    (cut,) = [run for run in client.search_runs(["1"]) if run.data.tags["kd.role"] == role]
-    assert cut.info.status == "RUNNING"
-    checkpoints = sorted(file.name for file in (place.home / "checkpoints" / cut.info.run_id).glob("checkpoint-*.json"))
-    assert checkpoints[-1] < f"checkpoint-{EPOCHS:05d}.json"
+    cut = {}
+    for role in ROLES:
+        kill_in_second_epoch(place, many_photos, role, resume=bool(cut))
+        (run,) = [run for run in client.search_runs(["1"]) if run.data.tags["kd.role"] == role]
+        assert run.info.status == "RUNNING"
+        folder = place.home / "checkpoints" / run.info.run_id
+        assert max(file.name for file in folder.glob("checkpoint-*.json")) < f"checkpoint-{EPOCHS:05d}.json"
+        cut[role] = run.info.run_id
 
     result = json.loads(place.run(*command(many_photos), "--resume"))
 
     whole_place, whole = undisturbed
     assert weights(place, result) == weights(whole_place, whole)
-    assert result[role]["run_id"] == cut.info.run_id
+    assert {role: result[role]["run_id"] for role in ROLES[:2]} == {role: cut[role] for role in ROLES[:2]}
+    assert len(client.search_runs(["1"])) == 3
     for name in ROLES:
         assert result[name]["val"] == whole[name]["val"]
         assert result[name]["test"] == whole[name]["test"]
         points = client.get_metric_history(result[name]["run_id"], "val/accuracy")
         assert [point.step for point in points] == list(range(1, EPOCHS + 1))
         assert client.get_run(result[name]["run_id"]).info.status == "FINISHED"
-    assert before <= {result[name]["run_id"] for name in ROLES}
 
 
-def test_a_run_id_is_enough_to_go_on(undisturbed, place, many_photos):
-    kill_in_second_epoch(place, many_photos, "student")
-    client = MlflowClient(place.uri)
-    (cut,) = [run for run in client.search_runs(["1"]) if run.data.tags["kd.role"] == "student"]
-    result = json.loads(place.run("distill", f"--resume={cut.info.run_id}", "--json"))
-    assert result["run_id"] == cut.info.run_id
-    assert weights(place, result)["student model"] == weights(*undisturbed)["student model"]
+def test_a_run_id_is_enough_to_go_on_with_its_unfinished_teacher(undisturbed, place, many_photos):
+    kill_in_second_epoch(place, many_photos, "teacher")
+    runs = {run.data.tags["kd.role"]: run.info.run_id for run in MlflowClient(place.uri).search_runs(["1"])}
+    result = json.loads(place.run("distill", f"--resume={runs['student']}", "--json"))
+    assert (result["run_id"], result["teacher"]["run_id"]) == (runs["student"], runs["teacher"])
+    assert weights(place, result) == weights(*undisturbed)
+    err = place.run("distill", f"--resume={runs['student']}", code=2)
+    assert "finished" in err
 
 
 def test_resume_without_anything_to_resume_runs_normally(place, photos):
