@@ -24,6 +24,7 @@ from kd_mlflow.errors import InputError
 from kd_mlflow.tracking import encode, flavor
 from kd_mlflow.tracking.client import experiment_id, one_line, redact
 from kd_mlflow.tracking.git import code_state
+from kd_mlflow.tracking.interrupts import uninterrupted
 from kd_mlflow.tracking.records import (
     RunRecord,
     download,
@@ -137,6 +138,7 @@ class RunWriter:
         run = get_run(self.client, self.run_id)
         return self.client.get_experiment(run.info.experiment_id).name
 
+    @uninterrupted()
     def params(self, values: Mapping[str, Any]) -> None:
         """Options as parameters ``cfg.<name>``, nested ones with dots, values cut at 6000 characters.
 
@@ -152,12 +154,14 @@ class RunWriter:
         for first in range(0, len(new), PARAMS_A_BATCH):
             self.client.log_batch(self.run_id, params=new[first : first + PARAMS_A_BATCH])
 
+    @uninterrupted()
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags, values cut at 8000 characters."""
         tags = [RunTag(key, encode.clean(str(value), encode.TAG_CHARACTERS)) for key, value in values.items()]
         for first in range(0, len(tags), PARAMS_A_BATCH):
             self.client.log_batch(self.run_id, tags=tags[first : first + PARAMS_A_BATCH])
 
+    @uninterrupted()
     def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         """One point of each metric, in one batch; the same points sent again change nothing.
 
@@ -199,6 +203,7 @@ class RunWriter:
         else:
             self.client.log_artifact(self.run_id, str(local), folder or None)
 
+    @uninterrupted()
     def dataset(self, name: str, digest: str, profile: Mapping[str, Any], source: str, context: str) -> None:
         """The data as an input of the run, shown in MLflow's dataset column.
 
@@ -262,6 +267,7 @@ class RunWriter:
         if monitor is not None:
             monitor.finish()
 
+    @uninterrupted()
     def finish(self, status: Status, reason: str = "") -> None:
         """End the run; ``reason`` goes into the tag ``kd.reason``."""
         self.stop_system_metrics()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from kd_mlflow.training.checkpoint import file_sha256
-from tests.conftest import SMALL, Place, make_photos, make_place
+from tests.conftest import ROOT, SMALL, TINY, Place, make_photos, make_place
 
 EPOCHS = 3
 ROLES = ["teacher", "control", "student"]
@@ -109,7 +111,7 @@ def test_resume_without_anything_to_resume_runs_normally(place, photos):
             "--data",
             str(photos),
             "--student",
-            "shufflenet_v2_x0_5",
+            TINY,
             "--image-size",
             "32",
             "--epochs",
@@ -132,3 +134,27 @@ def test_sigterm_ends_the_run_as_killed_and_leaves_a_checkpoint(place, many_phot
     assert "--resume" in err
     states = {run.data.tags["kd.role"]: run.info.status for run in MlflowClient(place.uri).search_runs(["1"])}
     assert states == {"teacher": "KILLED", "student": "KILLED"}
+
+
+def test_the_command_ends_with_the_mlflow_run_above_it(place, many_photos):
+    mlflow = str(Path(sys.executable).with_name("mlflow"))
+    given = ["-P", f"data={many_photos}", "-P", "epochs=50", "-P", "batch-size=8", "-P", "image-size=32"]
+    given += ["-P", f"teacher-arch={SMALL[1]}", "-P", f"student={SMALL[3]}"]
+    above = subprocess.Popen(
+        [mlflow, "run", str(ROOT), "--env-manager", "local", *given],
+        cwd=place.path,
+        env=place.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(place.home.glob("checkpoints/*/checkpoint-*.json")):
+        assert above.poll() is None
+        time.sleep(0.05)
+    above.terminate()
+    above.wait()
+    client, deadline = MlflowClient(place.uri), time.monotonic() + 60
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    while any(run.info.status == "RUNNING" for run in client.search_runs(experiments)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert {run.data.tags["kd.role"] for run in client.search_runs(experiments)} == {"teacher", "student"}

@@ -297,3 +297,24 @@ def test_runs_are_found_by_tags_newest_first_over_all_experiments(client: Mlflow
     assert [run.run_id for run in find_runs(client, tags={"kd.x": "1"}, status="FAILED")] == [made[0]]
     client.delete_run(made[2])
     assert find_runs(client, tags={"kd.x": "1"}, role="control") == []
+
+
+def test_a_signal_during_a_write_is_acted_on_after_it(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt("SIGTERM")))
+    whole = MlflowClient.log_batch
+
+    def interrupted(self: MlflowClient, *arguments: object, **named: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        whole(self, *arguments, **named)
+
+    run = open_run(client)
+    monkeypatch.setattr(MlflowClient, "log_batch", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.metrics({"val/accuracy": 0.5}, 1, 1000)
+    finally:
+        monkeypatch.undo()
+        signal.signal(signal.SIGTERM, before)
+    assert client.get_run(run.run_id).data.metrics == {"val/accuracy": 0.5}
+    run.finish("KILLED")
+    assert client.get_run(run.run_id).info.status == "KILLED"
