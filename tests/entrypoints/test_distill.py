@@ -198,23 +198,23 @@ def test_the_student_is_exported_and_the_exports_agree(distilled, tmp_path):
 
 def test_a_pulled_folder_is_a_teacher_and_evaluates(distilled, photos, tmp_path):
     folder = tmp_path / "teacher"
-    distilled.run("pull", "photos-teacher@champion", str(folder))
+    distilled.run("pull", "photos-teacher/1", str(folder))
     result = json.loads(distilled.run(
         "distill", "--data", str(photos), *QUICK, "--epochs", "1", "--teacher", str(folder),
         "--no-control", "--json"))  # fmt: skip
     assert result["control"] is None
     assert result["teacher"]["architecture"] == "shufflenet_v2_x1_0"
     measured = json.loads(distilled.run(
-        "evaluate", "--data", str(photos), "--image-size", "32", "--model", "models:/photos-teacher@champion",
+        "evaluate", "--data", str(photos), "--model", "models:/photos-teacher/1",
         "--json"))  # fmt: skip
     assert measured["metrics"]["accuracy"] == result["teacher"]["test"]["accuracy"]
 
 
 def test_a_weights_file_is_a_teacher(distilled, photos, tmp_path):
     folder = tmp_path / "teacher"
-    distilled.run("pull", "photos-teacher@champion", str(folder))
+    distilled.run("pull", "photos-teacher/1", str(folder))
     result = json.loads(distilled.run(
-        "distill", "--data", str(photos), *QUICK, "--epochs", "1", "--no-control",
+        "distill", "--data", str(photos), *QUICK, "--teacher-arch", "shufflenet_v2_x1_0", "--epochs", "1", "--no-control",
         "--teacher", str(folder / "model.safetensors"), "--json"))  # fmt: skip
     assert result["teacher"]["val"]["accuracy"] > 0
 

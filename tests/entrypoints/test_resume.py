@@ -94,6 +94,7 @@ def test_a_run_killed_in_every_role_in_turn_equals_one_that_was_not(undisturbed,
         assert client.get_run(result[name]["run_id"]).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_run_id_is_enough_to_go_on_with_its_unfinished_teacher(undisturbed, place, many_photos):
     kill_in_second_epoch(place, many_photos, "teacher")
     runs = {run.data.tags["kd.role"]: run.info.run_id for run in MlflowClient(place.uri).search_runs(["1"])}

@@ -21,7 +21,9 @@ from kd_mlflow.tracking.client import connect, describe_store, experiment_id, re
         ("postgresql://host/db?user=me&password=pw&sslmode=on", "postgresql://host/db?user=me&password=***&sslmode=on"),
         ("https://host/x?access_TOKEN=abc", "https://host/x?access_TOKEN=***"),
         ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
-        ("mail me@host about http://host/a@b", "mail me@host about http://host/a@b"),
+        ("postgresql://me:pa/ss@host/db", "postgresql://***@host/db"),
+        # A path with an at could be the end of a password with a slash: rather too much than too little.
+        ("mail me@host about http://host/a@b", "mail me@host about http://***@b"),
     ],
 )
 def test_credentials_are_taken_out_of_uris(text: str, expected: str) -> None:
