@@ -214,8 +214,8 @@ def test_a_weights_file_is_a_teacher(distilled, photos, tmp_path):
     folder = tmp_path / "teacher"
     distilled.run("pull", "photos-teacher/1", str(folder))
     result = json.loads(distilled.run(
-        "distill", "--data", str(photos), *QUICK, "--teacher-arch", "shufflenet_v2_x1_0", "--epochs", "1", "--no-control",
-        "--teacher", str(folder / "model.safetensors"), "--json"))  # fmt: skip
+        "distill", "--data", str(photos), *QUICK, "--teacher-arch", "shufflenet_v2_x1_0", "--epochs", "1",
+        "--no-control", "--teacher", str(folder / "model.safetensors"), "--json"))  # fmt: skip
     assert result["teacher"]["val"]["accuracy"] > 0
 
 
