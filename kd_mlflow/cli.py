@@ -26,12 +26,18 @@ SETTINGS = {
 }
 
 
+METHOD_OPTIONS = "kd_mlflow.method_options"
+
+
 @click.group(context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="kd-mlflow")
 @click.option("--verbose", "-v", is_flag=True, help="Show what the parts log.")
 def cli(verbose: bool) -> None:
     """Turn a large image classifier into a small one, and keep a record of every run in MLflow."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(message)s")
+    # MLflow sets the root logger to ERROR on its way.
+    logging.getLogger("kd_mlflow").setLevel(level)
 
 
 class _ConfigCommand(click.RichCommand):
@@ -41,6 +47,14 @@ class _ConfigCommand(click.RichCommand):
         from kd_mlflow.options import model_options
 
         return [*model_options(self.name or ""), *super().get_params(ctx)]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """A method's own options depend on the method: they are taken out here and checked once it is known."""
+        from kd_mlflow.options import split_method_options
+
+        own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
+        rest, ctx.meta[METHOD_OPTIONS] = split_method_options(args, own)
+        return super().parse_args(ctx, rest)
 
 
 _config_command = cli.command(cls=_ConfigCommand)
@@ -108,6 +122,35 @@ def distill(as_json: bool, resume: str | None, **values: Any) -> None:
 
     result = run(config, resume=resume, terminal=_terminal())
     _print(result.to_json(), as_json, comparison)
+
+
+@_config_command
+@click.option("--csv", "as_csv", is_flag=True, panel="Options", help="Print the table as CSV on stdout.")
+@_resume
+@_json
+def compare(as_json: bool, as_csv: bool, resume: str | None, **values: Any) -> None:
+    """Compare methods over seeds and data sets with the labels-only control, and say whether it is more than chance."""
+    config, resume = _resumable("compare", values, resume)
+    from kd_mlflow.entrypoints.compare import compare as run
+    from kd_mlflow.entrypoints.show import compared
+
+    result = run(config, resume=resume, terminal=_terminal())
+    if as_csv:
+        click.echo(result.to_csv(), nl=False)
+    else:
+        _print(result.to_json(), as_json, compared)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_json
+def methods(name: str | None, as_json: bool) -> None:
+    """The distillation methods, or one of them with its options: source, evidence, needs."""
+    from kd_mlflow.entrypoints.methods import list_methods
+    from kd_mlflow.entrypoints.show import method_list
+
+    result = list_methods(name)
+    _print(result, as_json, method_list)
 
 
 @_config_command
@@ -208,9 +251,10 @@ def doctor(data: str, tracking_uri: str, as_json: bool) -> None:
 
 
 def _config(command: str, values: dict[str, Any], file: Path | None = None) -> Any:
-    from kd_mlflow.options import config_from
+    from kd_mlflow.options import config_from, with_method_options
 
-    return config_from(command, values, file)
+    found = click.get_current_context().meta[METHOD_OPTIONS]
+    return with_method_options(config_from(command, values, file), found)
 
 
 def _resumable(command: str, values: dict[str, Any], resume: str | None) -> tuple[Any, str | None]:

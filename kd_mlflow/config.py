@@ -8,10 +8,10 @@ of it that decides the weights of one network; it is what gets fingerprinted.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kd_mlflow.errors import InputError
 
@@ -26,28 +26,29 @@ Stem = Literal["standard", "small"]
 Normalization = Literal["auto", "data", "imagenet"]
 
 
+def _split_names(value: Any) -> Any:
+    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+
+# One name or several with commas between, as the command line and MLproject give them.
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+
+
 class Options(BaseModel):
     """A frozen set of options that refuses names it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-def option(default: Any, text: str, *, panel: str, common: bool = False, **bounds: Any) -> Any:
-    """A field with its help, the panel it is listed under, and whether MLproject names it."""
+def option(default: Any, text: str, *, panel: str | None, common: bool = False, **bounds: Any) -> Any:
+    """A field with its help, the panel it is listed under (None: no option of its own), whether MLproject names it."""
     extra = {"panel": panel, "common": common}
     return Field(default=default, description=text, json_schema_extra=extra, **bounds)
 
 
-class DataOptions(Options):
-    """Where the images come from and how they are prepared."""
+class ImageOptions(Options):
+    """How images are prepared."""
 
-    data: str = option(
-        "digits",
-        "digits (built in), cifar10, cifar100, fashionmnist, imagenette, a folder of class folders, or a .tar of one.",
-        panel="Data",
-        common=True,
-        min_length=1,
-    )
     image_size: int = option(
         224, "Side of the square the network sees, in pixels.", panel="Data", common=True, ge=16, le=1024
     )
@@ -56,6 +57,18 @@ class DataOptions(Options):
     )
     split_seed: int = option(
         0, "Seed of the 60/20/20 split of a folder without train and test.", panel="Data", ge=0, le=SEEDS
+    )
+
+
+class DataOptions(ImageOptions):
+    """Where the images come from and how they are prepared."""
+
+    data: str = option(
+        "digits",
+        "digits (built in), cifar10, cifar100, fashionmnist, imagenette, a folder of class folders, or a .tar of one.",
+        panel="Data",
+        common=True,
+        min_length=1,
     )
 
 
@@ -119,6 +132,9 @@ class ModelOptions(Options):
     stem: Stem = option(
         "standard", "small: a 3x3 stem without pooling, for tiny images (6 to 16 times the work).", panel="Models"
     )
+    squeeze_excitation: bool = option(
+        False, "Squeeze-and-excitation blocks in ResNets, which start as the identity.", panel="Models"
+    )
     dropout: float = option(0.0, "Dropout before the classifier.", panel="Models", ge=0, lt=1)
     normalization: Normalization = option(
         "auto",
@@ -166,29 +182,60 @@ class StudentOptions(Options):
 class DistillationOptions(Options):
     """From whom and how the student learns."""
 
-    teacher: str = option(
-        "auto",
+    teacher: Names = option(
+        ("auto",),
         "auto (the champion for this data, else trained now), models:/NAME@ALIAS, a run id, a pulled "
-        "folder, a weights file, or an architecture.",
+        "folder, a weights file, or an architecture; several with commas between, where the method takes them.",
         panel="Distillation",
         common=True,
         min_length=1,
     )
-    method: str = option("kd", "The distillation method.", panel="Distillation", common=True)
-    temperature: float = option(
-        4.0, "Temperature that softens both distributions.", panel="Distillation", common=True, gt=0
+    require_strong_teacher: bool = option(
+        False, "Refuse a teacher that is worse than the control on validation.", panel="Distillation"
     )
-    alpha: float = option(
-        0.7,
-        "Weight of the distillation term; 1 - alpha on the cross-entropy.",
+
+
+class MethodChoice(Options):
+    """By which method, and its options."""
+
+    method: str = option(
+        "kd", "The distillation method; `kd-mlflow methods` lists them.", panel="Distillation", common=True
+    )
+    temperature: float | None = option(
+        None,
+        "Temperature of the softened distributions; empty: the method's own (kd: 4).",
+        panel="Distillation",
+        common=True,
+        gt=0,
+    )
+    alpha: float | None = option(
+        None,
+        "Weight of the distillation term, 1 - alpha on the cross-entropy; empty: the method's own (kd: 0.7).",
         panel="Distillation",
         common=True,
         ge=0,
         le=1,
     )
+    method_options: dict[str, Any] = option(
+        {}, "The method's own options: --METHOD-OPTION, listed by `kd-mlflow methods METHOD`.", panel=None
+    )
     control: bool = option(True, "Also train, or reuse, the same student with labels only.", panel="Distillation")
-    require_strong_teacher: bool = option(
-        False, "Refuse a teacher that is worse than the control on validation.", panel="Distillation"
+
+
+class ComparisonOptions(Options):
+    """What is compared."""
+
+    data: Names = option(
+        ("digits",), "Data as for distill; several repeat the comparison on each.", panel="Data", common=True
+    )
+    methods: Names = option(
+        ("kd",), "Methods with commas between, or all.", panel="Distillation", common=True, min_length=1
+    )
+    seeds: int = option(
+        1, "How many seeds each method is trained with, from --seed on.", panel="Training", common=True, ge=1, le=1000
+    )
+    method_options: dict[str, dict[str, Any]] = option(
+        {}, "Options of the methods by method: --METHOD-OPTION.", panel=None
     )
 
 
@@ -245,11 +292,33 @@ class DistillConfig(
     TeacherOptions,
     StudentOptions,
     DistillationOptions,
+    MethodChoice,
     ReuseOptions,
     RegistryOptions,
     PlaceOptions,
 ):
     """Options of `distill`."""
+
+
+class CompareConfig(
+    ComparisonOptions,
+    ImageOptions,
+    AugmentationOptions,
+    TrainingOptions,
+    ModelOptions,
+    TeacherOptions,
+    StudentOptions,
+    DistillationOptions,
+    ReuseOptions,
+    PlaceOptions,
+):
+    """Options of `compare`."""
+
+    def cell(self, data: str, method: str, seed: int) -> DistillConfig:
+        """What `distill` would be asked for to train one cell."""
+        shared = {name: getattr(self, name) for name in DistillConfig.model_fields if hasattr(self, name)}
+        own = {"data": data, "method": method, "seed": seed, "method_options": self.method_options.get(method, {})}
+        return DistillConfig(**{**shared, **own, "register_model": False})
 
 
 class EvaluateConfig(DataOptions, PlaceOptions):
@@ -272,6 +341,7 @@ class Recipe(Options):
     architecture: str
     weights: str
     stem: Stem
+    squeeze_excitation: bool
     dropout: float
     normalization: Normalization
     image_size: int
@@ -301,10 +371,23 @@ class Recipe(Options):
     method_options: dict[str, Any] = Field(default_factory=dict)
 
 
-def recipe(config: TrainingOptions, role: Role, precision: Literal["float32", "bfloat16"]) -> Recipe:
-    """The recipe of one role out of a command's options, with the precision the device resolved to."""
+def recipe(
+    config: TrainingOptions,
+    role: Role,
+    precision: Literal["float32", "bfloat16"],
+    method_options: dict[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of one role out of a command's options.
+
+    Parameters
+    ----------
+    precision:
+        What the device resolved to.
+    method_options:
+        For a student, all options of its method.
+    """
     values = {name: getattr(config, name) for name in Recipe.model_fields if hasattr(config, name)}
-    values |= {"role": role, "precision": precision, "method": "labels"}
+    values |= {"role": role, "precision": precision, "method": "labels", "method_options": {}}
     if role == "teacher":
         values |= {"architecture": config.teacher_arch, "weights": config.teacher_weights}
         for name in ("epochs", "learning_rate", "weight_decay"):
@@ -313,8 +396,7 @@ def recipe(config: TrainingOptions, role: Role, precision: Literal["float32", "b
     else:
         values |= {"architecture": config.student, "weights": config.student_weights}
     if role == "student":
-        options = {"temperature": config.temperature, "alpha": config.alpha}
-        values |= {"method": config.method, "method_options": options}
+        values |= {"method": config.method, "method_options": method_options or {}}
     return Recipe(**values)
 
 
@@ -338,7 +420,7 @@ def resolve(
     """
     from_file = _read_yaml(file) if file else {}
     trains = model is not EvaluateConfig
-    if preset is None and file is None and trains and given.get("data", "digits") == "digits":
+    if preset is None and file is None and trains and given.get("data", "digits") in ("digits", ("digits",)):
         preset = "quick"
     from_preset = _read_yaml(_preset_path(preset)) if preset else {}
     known = {name for command in COMMANDS.values() for name in command.model_fields}
@@ -346,6 +428,10 @@ def resolve(
         if name not in known:
             raise InputError(f"'{name}' in {file or preset} is not an option of any command.")
     merged = {name: value for name, value in {**from_preset, **from_file}.items() if name in model.model_fields}
+    if given.get("method", merged.get("method", "kd")) != merged.get("method", "kd"):
+        # What a preset or a file says of one method is nothing to another.
+        for name in ("temperature", "alpha", "method_options"):
+            merged.pop(name, None)
     try:
         return model(**{**merged, **given})
     except ValidationError as error:
@@ -357,6 +443,7 @@ COMMANDS: dict[str, type[Options]] = {
     "teacher": TeacherConfig,
     "student": StudentConfig,
     "distill": DistillConfig,
+    "compare": CompareConfig,
     "evaluate": EvaluateConfig,
 }
 

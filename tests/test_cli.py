@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kd_mlflow.config import COMMANDS
-from kd_mlflow.options import config_from
+from kd_mlflow.options import config_from, split_method_options
 from tests.conftest import ROOT
 
 
@@ -46,7 +46,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_every_field_is_an_option_and_help_names_it(place):
     text = place.run("distill", "--help")
-    for name in COMMANDS["distill"].model_fields:
+    for name in set(COMMANDS["distill"].model_fields) - {"method_options"}:
         assert f"--{name.replace('_', '-')}" in text
 
 
@@ -73,7 +73,7 @@ def test_underscores_are_dashes_and_empty_values_are_not_given():
     arguments = ["--data", "x", "--image_size", "64", "--temperature", "", "--preset", "", "--milestones", "3,5"]
     with command.make_context("distill", arguments, token_normalize_func=SETTINGS["token_normalize_func"]) as context:
         config = config_from("distill", context.params)
-    assert (config.image_size, config.temperature, config.milestones) == (64, 4.0, (3, 5))
+    assert (config.image_size, config.temperature, config.milestones) == (64, None, (3, 5))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,13 @@ def test_underscores_are_dashes_and_empty_values_are_not_given():
         (["distill", "--teacher", "models:/nobody@champion"], "nobody"),
         (["distill", "--teacher", "nothing-like-it"], "nothing-like-it"),
         (["distill", "--method", "magic"], "magic"),
+        (["distill", "--kd-magic", "1"], "--kd-magic"),
+        (["distill", "--kd-temperature", "-1"], "--kd-temperature"),
+        (["distill", "--dkd-beta", "2"], "--dkd-beta"),
+        (["distill", "--method", "dkd", "--alpha", "0.5"], "--alpha"),
+        (["distill", "--method", "dml", "--teacher", "resnet18"], "--teacher"),
+        (["distill", "--method", "dkd", "--teacher", "resnet18,resnet34"], "1 teachers"),
+        (["methods", "magic"], "magic"),
         (["distill", "--resume=" + "0" * 32], "0" * 32),
         (["evaluate"], "--model"),
         (["pull", "nobody@champion", "out"], "nobody"),
@@ -101,6 +108,15 @@ def test_bad_input_is_one_sentence_and_exit_code_two(place, arguments, words):
     err = place.run(*arguments, code=2)
     assert words in err
     assert "Traceback" not in err
+
+
+def test_a_methods_own_options_are_read_wherever_they_stand():
+    rest, found = split_method_options(
+        ["--dkd-beta", "2", "--data", "x", "--kd_temperature=3", "--kdfm-joint", "--resume", "--at-beta", ""],
+        {"--data"},
+    )
+    assert rest == ["--data", "x", "--resume"]
+    assert found == {"dkd": {"beta": "2"}, "kd": {"temperature": "3"}, "kdfm": {"joint": "true"}}
 
 
 def test_completion_offers_commands_and_options(place):

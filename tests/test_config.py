@@ -7,6 +7,7 @@ import yaml
 
 from kd_mlflow.config import (
     COMMANDS,
+    CompareConfig,
     DistillConfig,
     StudentConfig,
     TeacherConfig,
@@ -44,7 +45,22 @@ def test_paper_is_the_source_report():
 @pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_preset_serves_every_command(preset, command):
-    assert resolve(COMMANDS[command], {"data": "photos"}, preset).data == "photos"
+    assert resolve(COMMANDS[command], {"data": "photos"}, preset).data in ("photos", ("photos",))
+
+
+def test_a_presets_method_options_are_nothing_to_another_method():
+    assert resolve(DistillConfig, {"data": "photos"}, "cifar").alpha == 0.9
+    assert resolve(DistillConfig, {"data": "photos", "method": "kd"}, "cifar").alpha == 0.9
+    assert resolve(DistillConfig, {"data": "photos", "method": "dkd"}, "cifar").alpha is None
+    given = {"data": "photos", "method": "dkd", "temperature": 2.0}
+    assert resolve(DistillConfig, given, "cifar").temperature == 2.0
+
+
+def test_several_names_come_with_commas_or_as_a_list():
+    config = resolve(CompareConfig, {"data": "a,b", "methods": ("kd", "dkd"), "teacher": "auto"})
+    assert (config.data, config.methods, config.teacher) == (("a", "b"), ("kd", "dkd"), ("auto",))
+    cell = config.model_copy(update={"method_options": {"dkd": {"beta": 2}}}).cell("b", "dkd", 3)
+    assert (cell.data, cell.method, cell.seed, cell.method_options) == ("b", "dkd", 3, {"beta": 2})
 
 
 def test_resolved_config_reads_back_as_itself(tmp_path):
@@ -90,7 +106,7 @@ def test_the_control_is_the_student_without_its_teacher():
     config = resolve(DistillConfig, {"data": "photos", "teacher_epochs": 4})
     student, control = recipe(config, "student", "float32"), recipe(config, "control", "float32")
     differing = {name for name in type(student).model_fields if getattr(student, name) != getattr(control, name)}
-    assert differing == {"role", "method", "method_options"}
+    assert differing == {"role", "method"}
     assert control == recipe(resolve(StudentConfig, {"data": "photos"}), "control", "float32")
 
 
@@ -98,7 +114,7 @@ def test_every_option_has_a_help_and_a_panel():
     for model in COMMANDS.values():
         for name, field in model.model_fields.items():
             assert field.description, name
-            assert field.json_schema_extra["panel"], name
+            assert field.json_schema_extra["panel"] or name == "method_options", name
 
 
 def test_presets_are_mappings_of_known_options():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -19,8 +19,15 @@ class Batch:
         ``[B]``, int64.
     index:
         ``[B]``, int64: each sample's place in the manifest.
+    others:
+        Further augmentations of the same samples, shaped like ``images``.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    others: tuple[Tensor, ...] = ()
+
+    def view(self, number: int) -> Batch:
+        """The same samples under another augmentation; 0 is ``images`` itself."""
+        return replace(self, images=(self.images, *self.others)[number], others=())

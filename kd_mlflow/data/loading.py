@@ -17,6 +17,8 @@ from kd_mlflow.data.draws import permutation
 from kd_mlflow.data.store import Store
 
 AHEAD = 2
+# Seeds of a run have 32 bits: those of its further views never meet another run's.
+VIEW_SEED = 2**32
 Made = TypeVar("Made")
 
 
@@ -26,7 +28,14 @@ def steps_per_epoch(store: Store, batch_size: int) -> int:
 
 
 def training_batches(
-    store: Store, options: AugmentationOptions, *, batch_size: int, seed: int, epoch: int, device: torch.device
+    store: Store,
+    options: AugmentationOptions,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+    views: int = 1,
 ) -> Iterator[Batch]:
     """One epoch of the training split, shuffled and augmented: a function of (seed, epoch) alone.
 
@@ -38,6 +47,8 @@ def training_batches(
         Decide the order and every random number.
     device:
         Where batches are put, and where they are augmented.
+    views:
+        How many augmentations of each image; those after the first are strong whatever ``options`` say.
 
     Yields
     ------
@@ -52,8 +63,13 @@ def training_batches(
         raw = _load(store, places, device)
         index = torch.from_numpy(places)
         images = augment(raw.images, index, options, size=store.image_size, seed=seed, epoch=epoch)
-        return Batch(images, raw.labels, raw.index)
+        others = tuple(
+            augment(raw.images, index, strong, size=store.image_size, seed=seed + VIEW_SEED * view, epoch=epoch)
+            for view in range(1, views)
+        )
+        return Batch(images, raw.labels, raw.index, others)
 
+    strong = options.model_copy(update={"augmentation": "strong"})
     yield from _ahead(chosen, make)
 
 

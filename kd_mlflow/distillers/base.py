@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mlflow.data.batch import Batch
+from kd_mlflow.distillers.options import MethodOptions, Source
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.models.taps import Outputs
+
+Terms = dict[str, Tensor]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +30,12 @@ class Progress:
     step: int
     steps_per_epoch: int
 
+    def warm_up(self, epochs: int) -> float:
+        """min(epoch / epochs, 1); 1 without a warm-up."""
+        return min(self.epoch / epochs, 1.0) if epochs else 1.0
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Context:
     """What a method is told when it is built.
 
@@ -34,11 +45,22 @@ class Context:
         ``[K]`` weights of the cross-entropy, or None.
     label_smoothing:
         Smoothing of the cross-entropy, 0 to 1.
+    student, teachers:
+        The networks, for what depends on their shapes; None and empty where only logits matter.
+    index, labels:
+        ``[N]``: places in the manifest and labels of the training split.
+    seed:
+        Of everything that a method draws.
     """
 
     num_classes: int
     class_weights: Tensor | None = None
     label_smoothing: float = 0.0
+    student: Classifier | None = None
+    teachers: tuple[Classifier, ...] = ()
+    index: Tensor | None = None
+    labels: Tensor | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +70,8 @@ class Step:
     Attributes
     ----------
     losses:
-        The scalar to minimise, per optimizer group.
+        The scalars to minimise, by the group of parameters they are for. All are differentiated at
+        once: a loss that must not reach the parameters of another group is detached from them.
     logits:
         ``[B, K]`` of the student, for the running accuracy.
     terms:
@@ -57,16 +80,39 @@ class Step:
 
     losses: dict[str, Tensor]
     logits: Tensor
-    terms: dict[str, Tensor]
+    terms: Terms
 
 
-def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision widened to float32; float32 and float64 as they are."""
-    return values if values.element_size() >= 4 else values.float()
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters of a method that are not optimised like the student.
+
+    Attributes
+    ----------
+    kind:
+        The optimiser; None: the run's own.
+    learning_rate:
+        None: the run's own.
+    scheduled:
+        Whether the rate follows the run's schedule.
+    weight_decay, momentum, betas:
+        None: the run's own.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    kind: Literal["adam", "adamw", "sgd"] | None = None
+    learning_rate: float | None = None
+    scheduled: bool = True
+    weight_decay: float | None = None
+    momentum: float | None = None
+    betas: tuple[float, float] | None = None
 
 
 class StudentModel(Protocol):
-    """The tapped student: images in, outputs out."""
+    """The tapped student: images in, outputs out; ``model`` is the network behind it."""
+
+    model: Classifier
 
     def __call__(self, images: Tensor) -> Outputs: ...
 
@@ -77,19 +123,72 @@ class TeacherSource(Protocol):
     def __call__(self, batch: Batch) -> Outputs: ...
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision widened to float32; float32 and float64 as they are."""
+    return values if values.element_size() >= 4 or not values.is_floating_point() else values.float()
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """A loss whose arithmetic is float32 or wider, whatever surrounds it.
+
+    Tensors given by position are widened, also inside lists, and autocast is off: matrix products in
+    it would be narrowed again.
+    """
+
+    @functools.wraps(function)
+    def widened(*args: P.args, **kwargs: P.kwargs) -> R:
+        wide = [_widen(argument) for argument in args]
+        device = next((tensor.device.type for tensor in _tensors(wide)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return function(*wide, **kwargs)
+
+    return widened
+
+
+def _widen(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return at_least_float32(value)
+    return [_widen(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    return [t for value in values for t in (_tensors(value) if isinstance(value, list) else [value]) if _is_tensor(t)]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
 class Distiller(nn.Module):
     """A method: which outputs it needs and how they become a loss.
 
-    A subclass declares ``needs`` and implements :meth:`loss`; the other hooks have defaults that do
-    nothing. Parameters and buffers of the module enter the optimiser and the checkpoint, never the
-    exported student.
+    A subclass declares ``source``, ``Options`` and ``needs`` and implements :meth:`loss`; the other hooks
+    have defaults that do nothing. Parameters and buffers of the module enter the optimiser and the
+    checkpoint, never the exported student. Networks must not become submodules: keep them in a tuple.
+
+    Attributes
+    ----------
+    needs:
+        Taps of the student; and of the teachers, unless ``teacher_needs`` says otherwise.
+    teacher_count:
+        The fewest and the most teachers that the method takes.
+    views:
+        How many augmentations of each image a batch holds; those after the first are strong ones.
+    limits:
+        What the method cannot do, as a sentence for its documentation.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    needs_teacher: ClassVar[bool] = True
+    source: ClassVar[Source]
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    needs: frozenset[str] = frozenset({"logits"})
+    teacher_needs: frozenset[str] | None = None
+    teacher_count: ClassVar[tuple[int, int]] = (1, 1)
+    views: int = 1
+    limits: ClassVar[str] = ""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, options: MethodOptions) -> None:
         super().__init__()
+        self.options = options
         self.label_smoothing = context.label_smoothing
         # Not persistent: it follows from the data, and a checkpoint holds only what was learned.
         self.register_buffer("class_weights", context.class_weights, persistent=False)
@@ -99,12 +198,11 @@ class Distiller(nn.Module):
         teacher_outputs = [teacher(batch) for teacher in teachers]
         outputs = student(batch.images)
         total, terms = self.loss(outputs, teacher_outputs, batch.labels, progress)
-        detached = {name: value.detach() for name, value in terms.items()}
-        return Step({"main": total}, outputs.logits.detach(), detached)
+        return make_step({"main": total}, outputs.logits, terms)
 
     def loss(
         self, student: Outputs, teachers: Sequence[Outputs], labels: Tensor, progress: Progress
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Terms]:
         """The loss and its unweighted terms by name."""
         raise NotImplementedError
 
@@ -119,13 +217,31 @@ class Distiller(nn.Module):
         return batch
 
     def training_student(self, student: Classifier) -> Classifier:
-        """The network that is trained (exits, swapped blocks); the default is the student itself."""
+        """The network that is trained (exits, a shared classifier); the default is the student itself.
+
+        Called once, before the optimiser is built. In eval mode the network gives the logits by which an
+        epoch is judged; whatever is deployed must be part of it.
+        """
         return student
 
     def deployed_student(self, student: Classifier) -> Classifier:
-        """The network that is kept when training is done; the default is the student itself."""
+        """The network that is kept, out of a trained one; the default is the trained one itself."""
         return student
+
+    def alternatives(self, student: Classifier, images: Tensor) -> dict[str, Tensor]:
+        """Other predictions ``[B, K]`` of the trained network by name (its exits), measured beside its own."""
+        return {}
+
+    def optimizer_groups(self) -> list[ParameterGroup]:
+        """Parameters of the method that need an optimiser of their own."""
+        return []
 
     def extra_parameters(self) -> list[nn.Parameter]:
         """What the method itself learns, optimised beside the student."""
-        return list(self.parameters())
+        apart = {id(parameter) for group in self.optimizer_groups() for parameter in group.parameters}
+        return [parameter for parameter in self.parameters() if id(parameter) not in apart]
+
+
+def make_step(losses: dict[str, Tensor], logits: Tensor, terms: Terms) -> Step:
+    """A step whose logits and terms are cut off from the graph."""
+    return Step(losses, logits.detach(), {name: value.detach() for name, value in terms.items()})

@@ -1,17 +1,19 @@
-"""Methods by name."""
+"""Methods by name: their classes, their options, and what they say of themselves."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from kd_mlflow.distillers.base import Context, Distiller
-from kd_mlflow.errors import InputError
+import torch
+from pydantic import ValidationError
 
-METHODS = {
-    "labels": "kd_mlflow.distillers.labels:Labels",
-    "kd": "kd_mlflow.distillers.kd:KD",
-}
+from kd_mlflow.distillers.base import Context, Distiller
+from kd_mlflow.distillers.names import METHODS, foreign, method_names
+from kd_mlflow.distillers.options import MethodOptions, SoftTargetOptions
+from kd_mlflow.errors import InputError
 
 
 def method_class(method: str) -> type[Distiller]:
@@ -20,14 +22,118 @@ def method_class(method: str) -> type[Distiller]:
     Raises
     ------
     InputError
-        There is no such method.
+        There is no such method, or another package's cannot be imported.
     """
-    if method not in METHODS:
-        raise InputError(f"There is no method '{method}'; choose one of {', '.join(sorted(METHODS))}.")
-    module, _, name = METHODS[method].partition(":")
-    return getattr(importlib.import_module(module), name)
+    if method in METHODS:
+        module, _, name = METHODS[method].partition(":")
+        return getattr(importlib.import_module(f"kd_mlflow.distillers.{module}"), name)
+    if method not in foreign():
+        raise InputError(f"There is no method '{method}'; choose one of {', '.join(method_names())}.")
+    point = foreign()[method]
+    try:
+        found = point.load()
+    except Exception as error:
+        raise InputError(f"The method '{method}' ({point.value}) cannot be imported: {error}.") from error
+    if not (inspect.isclass(found) and issubclass(found, Distiller)):
+        raise InputError(f"The method '{method}' ({point.value}) is no kd_mlflow.distillers.base.Distiller.")
+    return found
 
 
-def create(method: str, context: Context, options: dict[str, Any]) -> Distiller:
-    """Build a method by its name; raises as :func:`method_class`."""
-    return method_class(method)(context, **options)
+def method_options(
+    method: str, given: Mapping[str, Any], *, temperature: float | None = None, alpha: float | None = None
+) -> MethodOptions:
+    """A method's options: its defaults, then the common ``--temperature`` and ``--alpha``, then its own.
+
+    Raises
+    ------
+    InputError
+        An option that the method does not have, or a value out of its bounds.
+    """
+    model = method_class(method).Options
+    values = dict(given)
+    for name, value in (("temperature", temperature), ("alpha", alpha)):
+        if value is not None and not takes_common(method, name):
+            raise InputError(f"The method '{method}' has no --{name}; `kd-mlflow methods {method}` lists its options.")
+        if value is not None:
+            values.setdefault(name, value)
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise InputError(_sentence(method, error)) from None
+
+
+def takes_common(method: str, name: str) -> bool:
+    """Whether ``--temperature`` or ``--alpha`` means something to a method.
+
+    ``--alpha`` is the weight of the distillation term against that of the labels, and nothing else that
+    a paper may have called alpha.
+    """
+    model = method_class(method).Options
+    return issubclass(model, SoftTargetOptions) or (name == "temperature" and name in model.model_fields)
+
+
+def create(method: str, context: Context, options: Mapping[str, Any]) -> Distiller:
+    """Build a method by its name; its own fresh parameters depend on ``context.seed`` alone.
+
+    Raises
+    ------
+    InputError
+        As :func:`method_class` and :func:`method_options`, or the networks cannot do what the method needs.
+    """
+    kind, chosen = method_class(method), method_options(method, options)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(context.seed)
+        return kind(context, chosen)
+
+
+def describe(method: str) -> dict[str, Any]:
+    """What ``kd-mlflow methods`` prints of a method, as plain types."""
+    kind = method_class(method)
+    fewest, most = kind.teacher_count
+    return {
+        "name": method,
+        "summary": (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " "),
+        "paper": kind.source.paper,
+        "year": kind.source.year,
+        "evidence": kind.source.evidence,
+        "link": kind.source.link,
+        "needs": sorted(kind.needs),
+        "teachers": {"fewest": fewest, "most": most},
+        "views": kind.views,
+        "limits": kind.limits,
+        "options": [_option(method, name, kind.Options) for name in kind.Options.model_fields],
+    }
+
+
+def _option(method: str, name: str, model: type[MethodOptions]) -> dict[str, Any]:
+    field = model.model_fields[name]
+    schema = model.model_json_schema()["properties"][name]
+    bounds = {
+        sign: schema[key]
+        for key, sign in (
+            ("minimum", ">="),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "<="),
+            ("exclusiveMaximum", "<"),
+        )
+        if key in schema
+    }
+    return {
+        "name": name,
+        "flag": f"--{method}-{name.replace('_', '-')}",
+        "default": list(field.default) if isinstance(field.default, tuple) else field.default,
+        "choices": schema.get("enum", []),
+        "bounds": bounds,
+        "help": field.description or "",
+    }
+
+
+def _sentence(method: str, error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        flag = f"--{method}-{'.'.join(str(part) for part in item['loc']).replace('_', '-')}"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"The method '{method}' has no option {flag}; `kd-mlflow methods {method}` lists them")
+        else:
+            parts.append(f"{flag}: {item['msg']} (got {item['input']!r})")
+    return "; ".join(parts) + "."

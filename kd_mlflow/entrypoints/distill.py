@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kd_mlflow.config import DistillConfig, Recipe, recipe
-from kd_mlflow.entrypoints.fingerprint import fingerprint, request_fingerprint
-from kd_mlflow.entrypoints.network import check, train_network
-from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, summary, view_of
-from kd_mlflow.entrypoints.registration import Registered, register_network
+from kd_mlflow.config import DistillConfig
+from kd_mlflow.distillers.names import CONTROL
+from kd_mlflow.distillers.registry import method_class
+from kd_mlflow.entrypoints.fingerprint import request_fingerprint
+from kd_mlflow.entrypoints.network import check
+from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
+from kd_mlflow.entrypoints.record import record_setup, summary, view_of
+from kd_mlflow.entrypoints.registration import Registered
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
-from kd_mlflow.entrypoints.teachers import Teacher, find_teacher
+from kd_mlflow.entrypoints.students import teacher_tags, train_student_under
+from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
@@ -22,10 +26,10 @@ from kd_mlflow.tracking.runs import RunWriter, read_run
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What `distill` gives back: three networks as in :func:`summary`, and what was registered."""
+    """What `distill` gives back: three networks as in :func:`summary` (of several teachers the first)."""
 
     run_id: str
-    teacher: dict[str, Any]
+    teacher: dict[str, Any] | None
     control: dict[str, Any] | None
     student: dict[str, Any]
     registered: Registered | None
@@ -54,34 +58,53 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
         The loss became non-finite.
     """
     session = Session.open(config, terminal or Terminal(quiet=True))
+    config = with_resolved_method(config)
     key = ("kd.request", request_fingerprint(config, session.store.digest))
-    plan = recipe(config, "student", session.precision)
-    check(session, plan)
-    with open_run(
-        session, plan, key, resume=resume, owner=True, name=f"student {config.student} {config.method}"
-    ) as writer:
+    plan = student_recipe(config, session.precision)
+    wants_teacher = takes_teacher(config)
+    check(session, plan, prospective_teachers(session, config) if wants_teacher else [])
+    name = f"student {config.student} {config.method}"
+    with open_run(session, "student", key, resume=resume, owner=True, name=name, plan=plan) as writer:
         record_setup(session, writer, config)
         others = NEWEST if resume else None
-        teacher = _teacher(session, writer, config, others)
+        teachers = _teachers(session, writer, config, others) if wants_teacher else []
+        check(session, plan, [teacher.network.model for teacher in teachers])
         control = _control(session, writer, config, others) if config.control else None
-        notes = _compare_teacher(session, writer, config, teacher, control)
-        return _student(session, writer, config, plan, teacher, control, notes)
+        notes = _compare_teacher(session, writer, config, teachers, control)
+        views, registered = train_student_under(session, writer, config, plan, teachers, control, notes)
+        return DistillResult(
+            writer.run_id,
+            summary(teachers[0].view) if teachers else None,
+            summary(control) if control else None,
+            summary(views[-1]),
+            registered,
+        )
 
 
-def _teacher(session: Session, writer: RunWriter, config: DistillConfig, resume: str | None) -> Teacher:
-    """The teacher; once chosen it stays the same for this run, however often it is resumed."""
+def takes_teacher(config: DistillConfig) -> bool:
+    """Whether the method learns from a teacher at all.
+
+    Raises
+    ------
+    InputError
+        It does not, and one was asked for.
+    """
+    if method_class(config.method).teacher_count[1] or config.method == CONTROL:
+        return True
+    if config.teacher != ("auto",):
+        raise InputError(f"The method '{config.method}' learns without a teacher; leave out --teacher.")
+    return False
+
+
+def _teachers(session: Session, writer: RunWriter, config: DistillConfig, resume: str | None) -> list[Teacher]:
+    """The teachers; once chosen they stay the same for this run, however often it is resumed."""
     chosen = read_run(session.client, writer.run_id).tags
-    teacher = find_teacher(session, config, resume=resume, fixed=chosen.get("kd.teacher", ""))
-    if chosen.get("kd.teacher_digest", teacher.network.digest) != teacher.network.digest:
-        raise InputError(f"The teacher {teacher.uri} is not the one that this run began with; start a new run.")
-    writer.tags(
-        {
-            "kd.teacher": teacher.uri,
-            "kd.teacher_run_id": teacher.network.run_id,
-            "kd.teacher_digest": teacher.network.digest,
-        }
-    )
-    return teacher
+    teachers = find_teachers(session, config, resume=resume, fixed=chosen.get("kd.teacher", ""))
+    tags = teacher_tags(teachers)
+    if chosen.get("kd.teacher_digest", tags["kd.teacher_digest"]) != tags["kd.teacher_digest"]:
+        raise InputError(f"The teacher {tags['kd.teacher']} is not the one that this run began with; start a new run.")
+    writer.tags(tags)
+    return teachers
 
 
 def _control(session: Session, writer: RunWriter, config: DistillConfig, resume: str | None) -> RunView:
@@ -93,7 +116,7 @@ def _control(session: Session, writer: RunWriter, config: DistillConfig, resume:
 
 
 def _compare_teacher(
-    session: Session, writer: RunWriter, config: DistillConfig, teacher: Teacher, control: RunView | None
+    session: Session, writer: RunWriter, config: DistillConfig, teachers: list[Teacher], control: RunView | None
 ) -> list[str]:
     """Note what the control says of the teacher, on validation.
 
@@ -106,7 +129,10 @@ def _compare_teacher(
         if config.require_strong_teacher:
             raise InputError("--require-strong-teacher needs the control to compare with; leave out --no-control.")
         return ["No control was trained: what the distillation itself gained is not known."]
-    theirs, plain = teacher.view.metrics["val/accuracy"], control.metrics["val/accuracy"]
+    if not teachers:
+        return []
+    theirs = min(teacher.view.metrics["val/accuracy"] for teacher in teachers)
+    plain = control.metrics["val/accuracy"]
     weak = theirs < plain
     writer.tags({"kd.weak_teacher": str(weak).lower()})
     if not weak:
@@ -119,38 +145,3 @@ def _compare_teacher(
         raise InputError(f"{note} Train a better one, or leave out --require-strong-teacher.")
     session.terminal.warn(note)
     return [note]
-
-
-def _student(
-    session: Session,
-    writer: RunWriter,
-    config: DistillConfig,
-    plan: Recipe,
-    teacher: Teacher,
-    control: RunView | None,
-    notes: list[str],
-) -> DistillResult:
-    """Train the student, write everything down, and register it."""
-    writer.tags({"kd.fingerprint": fingerprint(plan, session.store.digest, [teacher.network.digest])})
-    trained = train_network(session, plan, writer, [teacher.network])
-    record_network(session, writer, plan, trained)
-    student = view_of(session.client, writer.run_id)
-    views = [view for view in (teacher.view, control, student) if view is not None]
-    record_report(session, writer, config, views, trained.verdict.test, notes)
-    _record_comparison(writer, student, teacher.view, control)
-    registered = register_network(session, trained, plan) if config.register_model else None
-    return DistillResult(
-        writer.run_id, summary(teacher.view), summary(control) if control else None, summary(student), registered
-    )
-
-
-def _record_comparison(writer: RunWriter, student: RunView, teacher: RunView, control: RunView | None) -> None:
-    """The differences that the whole job is about, as metrics of the student's run."""
-    others = {"teacher": teacher, "control": control}
-    gains = {}
-    for name, view in others.items():
-        for split in ("best", "test"):
-            key = f"{'val' if split == 'best' else split}/accuracy"
-            if view is not None:
-                gains[f"{split}/accuracy_minus_{name}"] = student.metrics[key] - view.metrics[key]
-    writer.final_metrics(gains)

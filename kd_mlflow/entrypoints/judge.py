@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.loading import evaluation_batches
+from kd_mlflow.distillers.base import Distiller
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.measures.agreement import agreement
 from kd_mlflow.measures.classification import Classification, classify
-from kd_mlflow.training.evaluation import measure_accuracy, predict_logits
+from kd_mlflow.training.evaluation import measure_accuracy, measure_alternatives, predict_logits
+from kd_mlflow.training.loop import Fit
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,23 @@ def judge(session: Session, model: nn.Module, recipe: Recipe, teacher: nn.Module
     test = judge_split(session, model, "test", recipe.batch_size, teacher)
     batches = evaluation_batches(session.store, "train", batch_size=recipe.batch_size, device=session.device)
     return Verdict(val, test, measure_accuracy(model, batches, session.device, session.precision))
+
+
+def judge_alternatives(session: Session, fit: Fit, distiller: Distiller, batch_size: int) -> dict[str, float]:
+    """Figures of a trained network's other predictions (its exits, their votes) on validation and test.
+
+    For each its accuracy, and the share that it gets right of what the deployed network gets wrong.
+    """
+    figures: dict[str, float] = {}
+    for split, prefix in (("val", "best"), ("test", "test")):
+        batches = evaluation_batches(session.store, split, batch_size=batch_size, device=session.device)
+        figures |= {
+            f"{prefix}/{name}": value
+            for name, value in measure_alternatives(
+                fit.trained, fit.best, distiller.alternatives, batches, session.device, session.precision
+            ).items()
+        }
+    return figures
 
 
 def _logits(session: Session, model: nn.Module, split: str, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,15 @@ from torch import Tensor
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training_batches
 from kd_mlflow.distillers.base import Context, Distiller
+from kd_mlflow.distillers.names import CONTROL
 from kd_mlflow.distillers.registry import create, method_class
-from kd_mlflow.entrypoints.judge import Verdict, judge
+from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import GuardError, InputError
 from kd_mlflow.measures.resources import ResourceMeter, Usage
 from kd_mlflow.models.artifact import load_model, read_run_id, save_model
 from kd_mlflow.models.classifier import Classifier, ModelSpec
+from kd_mlflow.models.taps import Tapped
 from kd_mlflow.models.zoo import build, normalization_for
 from kd_mlflow.tracking.runs import RunWriter
 from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow, file_sha256
@@ -51,13 +52,26 @@ class Network:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that was trained just now, with everything that was measured."""
+    """A network that was trained just now, with everything that was measured.
+
+    Attributes
+    ----------
+    others:
+        Figures of the trained network's other predictions, such as its exits.
+    extra_parameters:
+        Parameters that training needed and the deployed network does not have.
+    evidence:
+        How sure the reading of the method is.
+    """
 
     network: Network
     fit: Fit
     verdict: Verdict
     training: Usage
     last_folder: Path
+    others: dict[str, float]
+    extra_parameters: int
+    evidence: str
 
 
 def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers: Sequence[Network] = ()) -> Trained:
@@ -69,7 +83,8 @@ def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers:
         The loss became non-finite; the samples of the batch are recorded.
     """
     folder = CheckpointFolder(session.checkpoints(writer.run_id))
-    task = _task(session, recipe, build_network(session, recipe), teachers)
+    models = [teacher.model for teacher in teachers]
+    task = _task(session, recipe, build_network(session, recipe), models)
     writer.start_system_metrics()
     try:
         with session.terminal.training(recipe.role) as lines, ResourceMeter(session.device) as meter:
@@ -87,30 +102,45 @@ def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers:
         ) from None
     finally:
         writer.stop_system_metrics()
-    verdict = judge(session, fitted.best, recipe, teachers[0].model if teachers else None)
-    for teacher in teachers:
-        teacher.model.cpu()
+    verdict = judge(session, fitted.best, recipe, models[0] if models else None)
+    others = judge_alternatives(session, fitted, task.distiller, recipe.batch_size)
+    for model in models:
+        model.cpu()
     save_model(folder.path / "model", fitted.best, run_id=writer.run_id)
-    last = copy.deepcopy(fitted.best)
-    last.load_state_dict(fitted.last)
-    save_model(folder.path / "last", last, run_id=writer.run_id, program=False)
+    save_model(folder.path / "last", fitted.last, run_id=writer.run_id, program=False)
     digest = file_sha256(folder.path / "model" / "model.safetensors")
     network = Network(fitted.best, writer.run_id, folder.path / "model", digest)
     images = task.steps_per_epoch * min(recipe.batch_size, len(session.store.splits["train"])) * len(fitted.history)
-    return Trained(network, fitted, verdict, _whole(meter.usage(images), before), folder.path / "last")
+    extra = sum(parameter.numel() for parameter in task.distiller.parameters())
+    extra += _parameters(fitted.trained) - _parameters(fitted.best)
+    usage = _whole(meter.usage(images), before)
+    return Trained(network, fitted, verdict, usage, folder.path / "last", others, extra, task.distiller.source.evidence)
 
 
-def check(session: Session, recipe: Recipe) -> None:
-    """Build the network and the method once, so that what cannot work is said before anything trains.
+def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | None = None) -> None:
+    """Build network and method once, so that what cannot work is said before anything trains.
+
+    Parameters
+    ----------
+    teachers:
+        Networks such as the teachers will be; None while they are not known.
 
     Raises
     ------
     InputError
-        The architecture, its weights or the method cannot be had.
+        The architecture, its weights or the method cannot be had, or not with these networks.
     """
-    if recipe.role == "student" and not method_class(recipe.method).needs_teacher:
-        raise InputError(f"The method '{recipe.method}' has no teacher; use `kd-mlflow student` for it.")
-    _task(session, recipe, build_network(session, recipe), ())
+    fewest, most = method_class(recipe.method).teacher_count
+    if recipe.role == "student" and recipe.method == CONTROL:
+        raise InputError("The method 'labels' has no teacher; use `kd-mlflow student` for it.")
+    student = build_network(session, recipe)
+    if teachers is None:
+        return
+    if not fewest <= len(teachers) <= most:
+        takes = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        raise InputError(f"The method '{recipe.method}' takes {takes} teachers, not {len(teachers)}.")
+    task = _task(session, recipe, student, teachers)
+    Tapped(task.distiller.training_student(student), task.distiller.needs)
 
 
 def _whole(usage: Usage, epochs_before: int) -> Usage:
@@ -134,9 +164,14 @@ def _fit(task: Task, folder: CheckpointFolder, observer: Several) -> tuple[int, 
 
 def build_network(session: Session, recipe: Recipe) -> Classifier:
     """The recipe's network before its first step."""
+    return build(network_spec(session, recipe), recipe.weights, seed=recipe.seed)
+
+
+def network_spec(session: Session, recipe: Recipe) -> ModelSpec:
+    """How the recipe's network is built for this data."""
     store = session.store
     mean, std = normalization_for(recipe.normalization, recipe.architecture, recipe.weights, store.mean, store.std)
-    spec = ModelSpec(
+    return ModelSpec(
         architecture=recipe.architecture,
         classes=store.classes,
         image_size=recipe.image_size,
@@ -144,21 +179,42 @@ def build_network(session: Session, recipe: Recipe) -> Classifier:
         std=std,
         stem=recipe.stem,
         dropout=recipe.dropout,
+        squeeze_excitation=recipe.squeeze_excitation,
     )
-    return build(spec, recipe.weights, seed=recipe.seed)
 
 
-def _task(session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Network]) -> Task:
+def _parameters(model: Classifier) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _task(session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Classifier]) -> Task:
     store, device = session.store, session.device
-    context = Context(len(store.classes), _class_weights(session, recipe), recipe.label_smoothing)
+    train = store.splits["train"]
+    context = Context(
+        num_classes=len(store.classes),
+        class_weights=_class_weights(session, recipe),
+        label_smoothing=recipe.label_smoothing,
+        student=student,
+        teachers=tuple(teachers),
+        index=torch.as_tensor(train),
+        labels=torch.as_tensor(store.labels[train]),
+        seed=recipe.seed,
+    )
     distiller: Distiller = create(recipe.method, context, recipe.method_options)
+    needs = distiller.needs if distiller.teacher_needs is None else distiller.teacher_needs
     return Task(
         recipe=recipe,
         student=student,
         distiller=distiller,
-        teachers=[LiveTeacher(teacher.model, distiller.needs, device) for teacher in teachers],
+        teachers=[LiveTeacher(teacher, needs, device) for teacher in teachers],
         training_batches=lambda epoch: training_batches(
-            store, session.config, batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, device=device
+            store,
+            session.config,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            epoch=epoch,
+            device=device,
+            views=distiller.views,
         ),
         validation_batches=lambda: evaluation_batches(store, "val", batch_size=recipe.batch_size, device=device),
         steps_per_epoch=steps_per_epoch(store, recipe.batch_size),

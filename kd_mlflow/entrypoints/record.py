@@ -26,16 +26,9 @@ SAMPLES = 12
 
 def record_setup(session: Session, writer: RunWriter, config: Options, context: str = "training") -> None:
     """What is known before training: options, data, code and machine."""
+    record_options(writer, config)
     store = session.store
-    writer.params(config.model_dump(mode="json", exclude={"tracking_uri"}))
-    writer.text("config.yaml", to_yaml(config))
-    profile = {
-        "classes": len(store.classes),
-        "image_size": store.image_size,
-        "bad_files": len(store.bad),
-        **{split: len(index) for split, index in store.splits.items()},
-    }
-    writer.dataset(store.name, store.digest, profile, str(config.data), context)
+    record_data(session, writer, str(config.data), context)
     writer.tags(
         {
             "kd.dataset": store.name,
@@ -49,7 +42,25 @@ def record_setup(session: Session, writer: RunWriter, config: Options, context: 
         writer.table("tables/bad_files", [{"path": bad.path, "reason": bad.reason} for bad in store.bad])
     if store.warnings:
         writer.text("data_warnings.txt", "\n".join(store.warnings) + "\n")
+
+
+def record_options(writer: RunWriter, config: Options) -> None:
+    """Options and the environment."""
+    writer.params(config.model_dump(mode="json", exclude={"tracking_uri"}))
+    writer.text("config.yaml", to_yaml(config))
     writer.environment()
+
+
+def record_data(session: Session, writer: RunWriter, source: str, context: str) -> None:
+    """The data as an input of the run."""
+    store = session.store
+    profile = {
+        "classes": len(store.classes),
+        "image_size": store.image_size,
+        "bad_files": len(store.bad),
+        **{split: len(index) for split, index in store.splits.items()},
+    }
+    writer.dataset(store.name, store.digest, profile, source, context)
 
 
 def record_network(session: Session, writer: RunWriter, recipe: Recipe, trained: Trained) -> None:
@@ -62,9 +73,12 @@ def record_network(session: Session, writer: RunWriter, recipe: Recipe, trained:
             "generalisation_gap": verdict.generalisation_gap,
             "efficiency/training_seconds": fit.training_seconds,
             "efficiency/training_seconds_per_batch": fit.seconds_per_batch,
+            "efficiency/extra_parameters": trained.extra_parameters,
+            **trained.others,
             **{f"efficiency/training_{name}": value for name, value in trained.training.metrics.items()},
         }
     )
+    writer.tags({"kd.evidence": trained.evidence})
     writer.artifact(trained.last_folder, "checkpoints/last")
     record_evaluation(
         session,
@@ -109,9 +123,19 @@ def record_evaluation(
             "reliability": last.quality.reliability,
         },
     )
+    writer.json("predictions.json", {split: _predictions(one) for split, one in judged.items()})
     writer.table("tables/per_class", last.quality.per_class)
     if wrong := _misclassified(session, last):
         writer.table("tables/misclassified", wrong)
+
+
+def _predictions(judged: Judged) -> dict[str, list[int]]:
+    """What was said of every image: a later comparison is paired by it."""
+    return {
+        "index": judged.index.tolist(),
+        "label": judged.labels.tolist(),
+        "predicted": judged.logits.argmax(dim=1).tolist(),
+    }
 
 
 def _misclassified(session: Session, judged: Judged) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ def register_network(session: Session, trained: Trained, recipe: Recipe) -> Regi
         | {
             "kd.role": recipe.role,
             "kd.method": recipe.method,
+            "kd.evidence": trained.evidence,
             "kd.run_id": network.run_id,
             "kd.parameters": str(sum(parameter.numel() for parameter in model.parameters())),
             "kd.fingerprint": read_run(session.client, network.run_id).tags["kd.fingerprint"],
@@ -64,4 +65,8 @@ def data_tags(session: Session) -> dict[str, str]:
 
 def model_tags(recipe: Recipe) -> dict[str, str]:
     """What makes two networks of one architecture."""
-    return {"kd.architecture": recipe.architecture, "kd.stem": recipe.stem}
+    return {
+        "kd.architecture": recipe.architecture,
+        "kd.stem": recipe.stem,
+        "kd.squeeze_excitation": str(recipe.squeeze_excitation).lower(),
+    }

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kd_mlflow.config import Recipe, Role
+from kd_mlflow.config import Recipe
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
 from kd_mlflow.tracking.client import connect
@@ -20,12 +20,22 @@ NEWEST = "newest"
 
 @contextmanager
 def open_run(
-    session: Session, plan: Recipe, key: tuple[str, str], *, resume: str | None, owner: bool, name: str
+    session: Session,
+    role: str,
+    key: tuple[str, str],
+    *,
+    resume: str | None,
+    owner: bool,
+    name: str,
+    plan: Recipe | None = None,
+    parent_run_id: str | None = None,
 ) -> Iterator[RunWriter]:
     """A run that this process alone writes to.
 
     Parameters
     ----------
+    role:
+        teacher, control, student, compare.
     key:
         The tag and value by which the same work is recognised (its fingerprint).
     resume:
@@ -33,21 +43,33 @@ def open_run(
         is none), or a run id.
     owner:
         Whether this is the run the command was started for, which adopts the run of `mlflow run`.
+    plan:
+        What is trained under it, if it trains.
+    parent_run_id:
+        The run it is nested in.
 
     Raises
     ------
     InputError
         The run to go on with is finished, is of other work, or is being written by another process.
     """
-    role, made_by_mlflow = plan.role, adopt_run_id() if owner else None
-    tags = {key[0]: key[1], "kd.host": platform.node(), "kd.architecture": plan.architecture, "kd.method": plan.method}
+    made_by_mlflow = adopt_run_id() if owner else None
+    tags = {key[0]: key[1], "kd.host": platform.node()}
+    if plan is not None:
+        tags |= {"kd.architecture": plan.architecture, "kd.method": plan.method}
     with ExitStack() as held:
         found = _unfinished(session, role, key, resume, held) if resume else None
         if found and made_by_mlflow and found != made_by_mlflow:
             session.client.set_tag(made_by_mlflow, "kd.continued_run_id", found)
         run_id = found or made_by_mlflow
         writer = RunWriter.open(
-            session.client, role=role, experiment=session.experiment, run_name=name, tags=tags, run_id=run_id
+            session.client,
+            role=role,
+            experiment=session.experiment,
+            run_name=name,
+            tags=tags,
+            run_id=run_id,
+            parent_run_id=parent_run_id,
         )
         if owner:
             session.experiment = writer.experiment
@@ -59,7 +81,7 @@ def open_run(
             yield writer
 
 
-def _unfinished(session: Session, role: Role, key: tuple[str, str], resume: str, held: ExitStack) -> str | None:
+def _unfinished(session: Session, role: str, key: tuple[str, str], resume: str, held: ExitStack) -> str | None:
     """The run to go on with, its folder locked until ``held`` closes."""
     if resume == NEWEST:
         runs = unfinished_runs(session, role, key)
@@ -79,7 +101,7 @@ def _unfinished(session: Session, role: Role, key: tuple[str, str], resume: str,
     return run.run_id
 
 
-def unfinished_runs(session: Session, role: Role, key: tuple[str, str]) -> list[RunRecord]:
+def unfinished_runs(session: Session, role: str, key: tuple[str, str]) -> list[RunRecord]:
     """Runs of this work that were cut off, newest first; one that runs on another machine is left to it."""
     runs = find_runs(session.client, tags=dict([key]), role=role)
     return [run for run in runs if run.status != "FINISHED" and not _lives_elsewhere(run)]

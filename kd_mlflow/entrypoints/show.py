@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -58,6 +59,78 @@ def predictions(result: dict[str, Any]) -> Grid:
     ]
     rows += [[item["path"], f"not readable: {item['reason']}"] for item in result["unreadable"]]
     return _grid(["image", "classes"], rows)
+
+
+RANKED = {
+    "val/accuracy": "accuracy,\nvalidation",
+    "test/accuracy": "accuracy,\ntest",
+    "test/macro_f1": "F1 (macro),\ntest",
+    "test/calibration_error": "calibration\nerror",
+    "test/teacher_agreement": "agreement\nwith teacher",
+    "efficiency/training_seconds_per_batch": "s a\nbatch",
+}
+
+
+def compared(result: dict[str, Any]) -> Group:
+    """A table for each data set with its verdict; every figure is in the run's report and CSV."""
+    parts: list[Any] = []
+    for dataset in result["datasets"]:
+        rows = []
+        for row in result["rows"]:
+            if row["data"] == dataset["data"]:
+                figures = [_spread(row["mean"].get(key), row["sd"].get(key)) for key in RANKED]
+                rows.append([row["method"], *figures, _difference(row["minus_control"]), _difference(row["minus_kd"])])
+        header = ["", *RANKED.values(), "test accuracy\n− control", "test accuracy\n− kd"]
+        parts += [_grid(header, rows, f"{dataset['data']}, run {result['run_id']}"), Text(dataset["verdict"])]
+        parts += [Text(f"{one['method']}: left out. {one['reason']}") for one in dataset["left_out"]]
+    return Group(*parts)
+
+
+def _spread(mean: float | None, deviation: float | None) -> str:
+    return _number(mean) if deviation is None or mean is None else f"{_number(mean)} ± {_number(deviation)}"
+
+
+def _difference(value: dict[str, Any] | None) -> str:
+    return "" if value is None else f"{value['mean']:+.4f}\n({value['low']:+.4f} … {value['high']:+.4f})"
+
+
+def method_list(methods: list[dict[str, Any]]) -> Group | Grid:
+    """A line a method; one alone with its options."""
+    if len(methods) == 1:
+        return _one_method(methods[0])
+    rows = [
+        [
+            method["name"],
+            method["summary"],
+            f"{method['paper'].partition(':')[0]}, {method['year']}",
+            method["evidence"],
+        ]
+        for method in methods
+    ]
+    return _grid(["method", "what", "source", "held against"], rows)
+
+
+def _one_method(method: dict[str, Any]) -> Group:
+    teachers = {0: "No teacher.", 1: "One teacher."}.get(method["teachers"]["most"], "One or more teachers.")
+    link = f" (arXiv {method['link']})" if method["link"] else ""
+    facts = [
+        method["summary"],
+        f"Source: {method['paper']}, {method['year']}{link}",
+        f"Held against: {method['evidence']}. Needs: {', '.join(method['needs'])}. {teachers}",
+        method["limits"],
+    ]
+    rows = []
+    for option in method["options"]:
+        values = [*option["choices"], *[f"{sign} {bound}" for sign, bound in option["bounds"].items()]]
+        rows.append([option["flag"], _plain(option["default"]), " ".join(values), option["help"]])
+    options = _grid(["option", "default", "values", ""], rows) if rows else Text("It has no options of its own.")
+    return Group(*[Text(fact) for fact in facts if fact], options)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
 def leaderboard(rows: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from kd_mlflow.config import DistillConfig, recipe
 from kd_mlflow.entrypoints.evaluate import evaluate_network, exact, find_network, network_of_run, same_classes
 from kd_mlflow.entrypoints.fingerprint import fingerprint
-from kd_mlflow.entrypoints.network import Network, load_network
+from kd_mlflow.entrypoints.network import Network, build_network, load_network, network_spec
 from kd_mlflow.entrypoints.record import view_of
 from kd_mlflow.entrypoints.registration import data_tags, model_tags
 from kd_mlflow.entrypoints.runs import unfinished_runs
@@ -18,8 +18,8 @@ from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import save_model
-from kd_mlflow.models.classifier import ModelSpec
-from kd_mlflow.models.zoo import build, known, normalization_for
+from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.models.zoo import build, known
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.tracking.registry import champion
 from kd_mlflow.tracking.runs import find_runs
@@ -35,22 +35,35 @@ class Teacher:
     uri: str
 
 
-def find_teacher(session: Session, config: DistillConfig, *, resume: str | None, fixed: str = "") -> Teacher:
-    """The teacher of ``--teacher``; ``fixed`` is the exact one that an earlier part of this run chose.
+def find_teachers(session: Session, config: DistillConfig, *, resume: str | None, fixed: str = "") -> list[Teacher]:
+    """The teachers of ``--teacher``; ``fixed`` are the exact ones that an earlier part of this run chose.
 
     Raises
     ------
     InputError
         There is no such teacher, or it was trained on other classes.
     """
-    teacher = _find(session, config, fixed or config.teacher, resume)
-    return replace(teacher, view=replace(teacher.view, role="teacher"))
+    asked = tuple(fixed.split(",")) if fixed else config.teacher
+    found = [_find(session, config, one, resume) for one in asked]
+    return [replace(teacher, view=replace(teacher.view, role="teacher")) for teacher in found]
+
+
+def prospective_teachers(session: Session, config: DistillConfig) -> list[Classifier] | None:
+    """Untrained networks such as the teachers will be; None if one of them is at hand and has to be looked at."""
+    if any(asked != "auto" and not _is_architecture(asked) for asked in config.teacher):
+        return None
+    plans = [recipe(_of(config, asked), "teacher", session.precision) for asked in config.teacher]
+    return [build_network(session, plan) for plan in plans]
+
+
+def _of(config: DistillConfig, asked: str) -> DistillConfig:
+    """The same with the architecture of the teacher that was asked for."""
+    return config if asked == "auto" else config.model_copy(update={"teacher_arch": asked})
 
 
 def _find(session: Session, config: DistillConfig, asked: str, resume: str | None) -> Teacher:
     if asked == "auto" or _is_architecture(asked):
-        if asked != "auto":
-            config = config.model_copy(update={"teacher_arch": asked})
+        config = _of(config, asked)
         cut_off = resume is not None and _was_cut_off(session, config)
         return (None if cut_off else _champion(session, config)) or _trained(session, config, resume)
     uri = exact(session.client, asked)
@@ -115,17 +128,8 @@ def _figures(session: Session, network: Network, uri: str) -> RunView:
 
 def _from_weights(session: Session, config: DistillConfig, path: Path) -> Network:
     """A weights file of the architecture ``--teacher-arch``, written out as a model folder."""
-    store = session.store
-    mean, std = normalization_for(config.normalization, config.teacher_arch, str(path), store.mean, store.std)
-    spec = ModelSpec(
-        architecture=config.teacher_arch,
-        classes=store.classes,
-        image_size=config.image_size,
-        mean=mean,
-        std=std,
-        stem=config.stem,
-        dropout=config.dropout,
-    )
+    plan = recipe(config, "teacher", session.precision).model_copy(update={"weights": str(path)})
+    spec = network_spec(session, plan)
     key = hashlib.sha256(f"{file_sha256(path)} {spec.model_dump_json()}".encode()).hexdigest()[:32]
     folder = session.home / "models" / f"file-{key}"
     if not folder.is_dir():

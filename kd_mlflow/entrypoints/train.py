@@ -60,8 +60,8 @@ def train_role(
     plan = recipe(own, role, session.precision)
     key = ("kd.fingerprint", fingerprint(plan, session.store.digest))
     name = f"{role} {plan.architecture}"
-    check(session, plan)
-    with open_run(session, plan, key, resume=resume, owner=owner, name=name) as writer:
+    check(session, plan, ())
+    with open_run(session, role, key, resume=resume, owner=owner, name=name, plan=plan) as writer:
         record_setup(session, writer, own)
         trained = train_network(session, plan, writer)
         record_network(session, writer, plan, trained)

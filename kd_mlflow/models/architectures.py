@@ -15,6 +15,7 @@ from torch import nn
 
 from kd_mlflow.config import Stem
 from kd_mlflow.errors import InputError
+from kd_mlflow.models.attention import add_gates
 from kd_mlflow.models.classifier import ConvHead, LinearHead, ModelSpec
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -44,7 +45,7 @@ def known(architecture: str) -> bool:
 
 
 def make_body(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
-    """A network on normalised images with K logits, its classifier layer marked, its stem as asked.
+    """A network on normalised images with K logits, its classifier layer marked, its stem and gates as asked.
 
     Parameters
     ----------
@@ -68,6 +69,8 @@ def make_body(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
     marked = _mark_head(body, count, spec.dropout)
     if spec.dropout and not marked:
         raise InputError(f"'{name}' has no linear layer with {count} outputs to put --dropout before; leave it at 0.")
+    if spec.squeeze_excitation:
+        add_gates(body, name)
     return body
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from kd_mlflow.config import Stem
 
+if TYPE_CHECKING:
+    from kd_mlflow.models.exits import ExitBranches
+
 Share = Annotated[float, Field(gt=-10, lt=10, allow_inf_nan=False)]
 Spread = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+Exits = Literal["none", "final", "soft", "hard", "exit1", "exit2", "exit3"]
 
 
 class ModelSpec(BaseModel):
@@ -32,6 +36,11 @@ class ModelSpec(BaseModel):
         ``small`` for a 3x3 stem of stride 1 without pooling.
     dropout:
         Probability before the classifier layer.
+    squeeze_excitation:
+        Gates on the channels of every residual branch, in torchvision's ResNets.
+    exits:
+        ``none``, or which answer a network with exits gives: that of its own head (``final``), the mean of
+        the exits' probabilities (``soft``), their vote (``hard``), or one early exit, from the shallowest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +52,8 @@ class ModelSpec(BaseModel):
     std: tuple[Spread, Spread, Spread]
     stem: Stem = "standard"
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    squeeze_excitation: bool = False
+    exits: Exits = "none"
 
 
 class LinearHead(nn.Linear):
@@ -76,6 +87,8 @@ class Classifier(nn.Module):
         How the network is built.
     body:
         The architecture, on normalised images.
+    exits:
+        The branches of a network with exits, which give all answers for images at once; else None.
     mean, std:
         Buffers ``[1, 3, 1, 1]`` on the 0..1 scale.
     run_id:
@@ -86,11 +99,13 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    exits: ExitBranches | None
 
     def __init__(self, spec: ModelSpec, body: nn.Module) -> None:
         super().__init__()
         self.spec = spec
         self.body = body
+        self.register_module("exits", None)
         self.run_id = ""
         self.frozen = False
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).view(1, 3, 1, 1))
@@ -108,6 +123,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]``, uint8 or floating, in pixel units 0 to 255."""
+        if self.exits is not None and self.spec.exits != "final":
+            return self.exits.answer(images)
         return self.body(self.normalize(images))
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -121,5 +138,5 @@ class Classifier(nn.Module):
         return super().train(mode and not self.frozen)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the classifier layer, which is new even when the trunk is pretrained."""
-        return list(self.head.parameters()) if self.head is not None else []
+        """Parameters of the classifier layer and the exits, which are new even when the trunk is pretrained."""
+        return [parameter for part in (self.head, self.exits) if part is not None for parameter in part.parameters()]

@@ -89,7 +89,8 @@ class Tapped:
         with eval_mode(self.model), taps.attached():
             self.model(noise(self.model, self.model.spec.image_size))
         pooled = 0 if taps.pooled is None else taps.pooled.shape[1]
-        return Widths(pooled, tuple((value.shape[1], value.shape[2], value.shape[3]) for value in taps.maps.values()))
+        maps = [taps.maps[stage].shape for stage in stages]
+        return Widths(pooled, tuple((channels, height, width) for _, channels, height, width in maps))
 
     def __call__(self, images: Tensor) -> Outputs:
         """Outputs for images ``[B, 3, H, W]`` in pixel units."""

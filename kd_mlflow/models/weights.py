@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
@@ -94,7 +94,13 @@ def is_torchvision_file(architecture: str, path: Path) -> bool:
     return path.name in {_file_name(entry.url) for entry in entries}
 
 
-def load_weights(body: nn.Module, state: Mapping[str, Tensor], source: str, replaceable: Mapping[str, str]) -> None:
+def load_weights(
+    body: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    replaceable: Mapping[str, str],
+    optional: Collection[str] = (),
+) -> None:
     """Copy weights into a body, and refuse what does not fit.
 
     Parameters
@@ -104,6 +110,8 @@ def load_weights(body: nn.Module, state: Mapping[str, Tensor], source: str, repl
     replaceable:
         Parameters that may keep their fresh values when the shapes differ (the classifier, a new stem),
         each with what it is called in the warning.
+    optional:
+        Parameters that may be absent, and then keep their fresh values without a word.
 
     Raises
     ------
@@ -124,8 +132,8 @@ def load_weights(body: nn.Module, state: Mapping[str, Tensor], source: str, repl
         shown = ", ".join(f"{name} {list(state[name].shape)} for {list(own[name].shape)}" for name in bad_shapes[:3])
         raise InputError(f"The weights in {source} do not fit: shapes differ in {shown}; check the architecture.")
     # Checked by hand, and before anything is copied: a refused file leaves the body as it was.
-    optional = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = [name for name in own if name not in kept and name not in optional | replaceable.keys()]
+    may_miss = {*optional, *replaceable, *(name for name in own if name.endswith("num_batches_tracked"))}
+    missing = [name for name in own if name not in kept and name not in may_miss]
     unexpected = [name for name in kept if name not in own]
     if missing or unexpected:
         raise InputError(

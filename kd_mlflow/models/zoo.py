@@ -18,7 +18,9 @@ from kd_mlflow.models.architectures import (
     make_body,
     replaced_stem_key,
 )
+from kd_mlflow.models.attention import gate_names
 from kd_mlflow.models.classifier import Classifier, ModelSpec
+from kd_mlflow.models.exits import ExitBranches
 from kd_mlflow.models.weights import default_entry, imagenet_weights, is_torchvision_file, load_weights, read_weights
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "build", "known", "normalization_for"]
@@ -33,7 +35,8 @@ def build(spec: ModelSpec, weights: str = "none", *, seed: int | None = None, re
     """A network as described, in training mode, on the CPU.
 
     The classifier layer has K outputs and is fresh unless the weights' own fits. ``spec.dropout``
-    takes the place of a dropout that the family has right before its classifier.
+    takes the place of a dropout that the family has right before its classifier. Gates start fresh where
+    the weights have none; exits always do.
 
     Parameters
     ----------
@@ -101,9 +104,12 @@ def _build(spec: ModelSpec, weights: str, replace_head: bool) -> Classifier:
         stem = replaced_stem_key(body, spec.architecture, spec.stem)
         if stem is not None:
             replaceable |= {stem: "stem", stem.removesuffix("weight") + "bias": "stem"}
-        load_weights(body, state, weights if is_file else f"torchvision's {spec.architecture}", replaceable)
+        source = weights if is_file else f"torchvision's {spec.architecture}"
+        load_weights(body, state, source, replaceable, gate_names(body))
     model = Classifier(spec, body)
     _check_takes_images(model)
+    if spec.exits != "none":
+        model.exits = ExitBranches(model)
     return model
 
 

@@ -38,7 +38,11 @@ def flat_params(values: Mapping[str, Any], prefix: str = "cfg") -> dict[str, str
         if isinstance(value, Mapping) and value:
             flat |= flat_params(value, name)
         else:
-            text = to_json(value, indent=None) if isinstance(value, (Mapping, list, tuple)) else str(value)
+            flat_list = isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value)
+            if flat_list:
+                text = ",".join(value)
+            else:
+                text = to_json(value, indent=None) if isinstance(value, (Mapping, list, tuple)) else str(value)
             flat[name_of(name)] = clean(redact(text), PARAM_CHARACTERS)
     return flat
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,39 @@ def measure_accuracy(model: nn.Module, batches: Iterable[Batch], device: torch.d
             seen += len(batch.labels)
     model.train(was_training)
     return int(right) / seen
+
+
+@torch.inference_mode()
+def measure_alternatives(
+    trained: nn.Module,
+    deployed: nn.Module,
+    predict: Callable[[nn.Module, Tensor], dict[str, Tensor]],
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: Precision,
+) -> dict[str, float]:
+    """Accuracy of every prediction that ``predict(trained, images)`` gives by name, in eval mode.
+
+    ``NAME/corrected`` is the share that it gets right of what ``deployed`` gets wrong.
+    """
+    trained.eval()
+    deployed.eval()
+    right: dict[str, int] = {}
+    corrected: dict[str, int] = {}
+    seen = wrong = 0
+    with autocast(device, precision):
+        for batch in batches:
+            named = predict(trained, batch.images)
+            if not named:
+                return {}
+            missed = deployed(batch.images).argmax(dim=1) != batch.labels
+            seen, wrong = seen + len(batch.labels), wrong + int(missed.sum())
+            for name, logits in named.items():
+                hit = logits.argmax(dim=1) == batch.labels
+                right[name] = right.get(name, 0) + int(hit.sum())
+                corrected[name] = corrected.get(name, 0) + int((hit & missed).sum())
+    figures = {f"{name}/accuracy": count / seen for name, count in right.items()}
+    return figures | {f"{name}/corrected": count / wrong for name, count in corrected.items() if wrong}
 
 
 def epoch_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

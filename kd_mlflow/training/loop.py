@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import statistics
 import time
@@ -21,7 +22,7 @@ from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow
 from kd_mlflow.training.device import autocast
 from kd_mlflow.training.evaluation import epoch_scores, predict_logits
 from kd_mlflow.training.observer import Observer
-from kd_mlflow.training.optimizer import rate_factor, set_rate
+from kd_mlflow.training.optimizer import rate_factor, set_rates
 from kd_mlflow.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,16 @@ class Fit:
     Attributes
     ----------
     best:
-        The student with the weights of the best validation epoch (ties: lower validation loss).
+        What is deployed, with the weights of the best validation epoch (ties: lower validation loss).
     last:
-        The state dict of the last epoch, on the CPU.
+        The same with the weights of the last epoch, on the CPU.
+    trained:
+        The network that was trained, as of the best epoch: with the exits that ``best`` may lack.
     """
 
     best: Classifier
-    last: dict[str, Tensor]
+    last: Classifier
+    trained: Classifier
     best_epoch: int
     history: tuple[EpochRow, ...]
 
@@ -106,11 +110,12 @@ def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
     while not state.meta.finished:
         _epoch(task, state, tapped, checkpoints, observer)
     observer.on_end(state.meta.best_epoch)
-    last = {name: value.detach().cpu().clone() for name, value in state.judged.state_dict().items()}
-    best = state.judged
-    best.load_state_dict(checkpoints.best(state.meta))
-    best.zero_grad(set_to_none=True)
-    return Fit(distiller.deployed_student(best), last, state.meta.best_epoch, tuple(state.meta.history))
+    trained = state.judged
+    trained.zero_grad(set_to_none=True)
+    last = distiller.deployed_student(copy.deepcopy(trained)).cpu()
+    trained.load_state_dict(checkpoints.best(state.meta))
+    best = distiller.deployed_student(copy.deepcopy(trained))
+    return Fit(best, last, trained, state.meta.best_epoch, tuple(state.meta.history))
 
 
 def _epoch(task: Task, state: TrainingState, tapped: Tapped, checkpoints: CheckpointFolder, observer: Observer) -> None:
@@ -145,8 +150,9 @@ def train_epoch(task: Task, state: TrainingState, tapped: Tapped, epoch: int, ob
         progress = Progress(
             epoch, task.recipe.epochs, (epoch - 1) * task.steps_per_epoch + number, task.steps_per_epoch
         )
-        rate = task.recipe.learning_rate * rate_factor(task.recipe, progress.step, task.steps_per_epoch)
-        set_rate(state.optimizer, rate)
+        factor = rate_factor(task.recipe, progress.step, task.steps_per_epoch)
+        rate = task.recipe.learning_rate * factor
+        set_rates(state.optimizers.values(), factor)
         batch = task.distiller.transform_batch(batch, progress)
         step = _step(task, state, tapped, batch, progress)
         loss = sum(step.losses.values()).detach()
@@ -172,13 +178,15 @@ def _step(task: Task, state: TrainingState, tapped: Tapped, batch: Batch, progre
     """Forward, backward, update."""
     with autocast(task.device, task.recipe.precision):
         step = state.distiller.step(batch, tapped, task.teachers, progress)
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
     sum(step.losses.values()).backward()
-    if task.recipe.gradient_clip:
-        torch.nn.utils.clip_grad_norm_(
-            [p for group in state.optimizer.param_groups for p in group["params"]], task.recipe.gradient_clip
-        )
-    state.optimizer.step()
+    for optimizer in state.optimizers.values():
+        if task.recipe.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(
+                [p for group in optimizer.param_groups for p in group["params"]], task.recipe.gradient_clip
+            )
+        optimizer.step()
     if state.average is not None:
         state.average.update_parameters(state.student)
     return step

@@ -12,16 +12,16 @@ from kd_mlflow.config import Recipe
 from kd_mlflow.distillers.base import Distiller
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.training.checkpoint import Meta
-from kd_mlflow.training.optimizer import build_optimizer
+from kd_mlflow.training.optimizer import build_optimizers
 
 
 @dataclass
 class TrainingState:
-    """Networks, optimiser and what is known so far."""
+    """Networks, optimisers by the group of parameters they are for, and what is known so far."""
 
     student: Classifier
     distiller: Distiller
-    optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]
     average: AveragedModel | None
     meta: Meta = field(default_factory=Meta)
 
@@ -31,7 +31,7 @@ class TrainingState:
         average = None
         if recipe.ema:
             average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-        return cls(student, distiller, build_optimizer(recipe, student, distiller.extra_parameters(), device), average)
+        return cls(student, distiller, build_optimizers(recipe, student, distiller, device), average)
 
     @property
     def judged(self) -> Classifier:
@@ -41,9 +41,10 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, by name, as copies on the CPU that share no memory."""
         parts = {f"{prefix}.{name}": value for prefix, module in self._modules() for name, value in _state(module)}
-        for name, parameter in self._parameters().items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                parts[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+        for name, (parameter, optimizer) in self._optimized().items():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    parts[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
         return {name: value.detach().cpu().clone().contiguous() for name, value in parts.items()}
 
     def restore(self, tensors: dict[str, Tensor], meta: Meta) -> None:
@@ -51,28 +52,33 @@ class TrainingState:
         for prefix, module in self._modules():
             own = {n.removeprefix(f"{prefix}."): v for n, v in tensors.items() if n.startswith(f"{prefix}.")}
             module.load_state_dict(own)
-        for name, parameter in self._parameters().items():
-            state = {}
+        for name, (parameter, optimizer) in self._optimized().items():
+            state, fused = {}, bool(optimizer.param_groups[0].get("fused"))
             for full, value in tensors.items():
                 if full.startswith("optimizer.") and full.endswith(f".{name}"):
                     key = full.removeprefix("optimizer.").removesuffix(f".{name}")
                     if "." not in key:
                         # Adam keeps its step count as a float32 scalar; moments live beside the parameter.
-                        state[key] = value.to(parameter.device) if value.dim() or self._fused() else value
+                        state[key] = value.to(parameter.device) if value.dim() or fused else value
             if state:
-                self.optimizer.state[parameter] = state
+                optimizer.state[parameter] = state
         self.meta = meta
-
-    def _fused(self) -> bool:
-        return bool(self.optimizer.param_groups[0].get("fused"))
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         modules: list[tuple[str, nn.Module]] = [("student", self.student), ("distiller", self.distiller)]
         return [*modules, ("average", self.average)] if self.average is not None else modules
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
+    def _optimized(self) -> dict[str, tuple[nn.Parameter, torch.optim.Optimizer]]:
+        """Every parameter that is trained, by name, with the optimiser it belongs to."""
+        owners = {
+            id(parameter): optimizer
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         named = {f"student/{name}": parameter for name, parameter in self.student.named_parameters()}
-        return named | {f"distiller/{name}": parameter for name, parameter in self.distiller.named_parameters()}
+        named |= {f"distiller/{name}": parameter for name, parameter in self.distiller.named_parameters()}
+        return {name: (one, owners[id(one)]) for name, one in named.items() if id(one) in owners}
 
 
 def _state(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -6,19 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd_mlflow.distillers.base import Context, Progress
-from kd_mlflow.distillers.kd import KD, kd_loss
-from kd_mlflow.distillers.labels import Labels
+from kd_mlflow.distillers.base import Context
+from kd_mlflow.distillers.kd import kd_loss, mean_teacher
 from kd_mlflow.models.taps import Outputs
-
-STUDENT = torch.tensor([[1, 2, 0.5, -1], [0, 0.5, 3, 1]], dtype=torch.float64)
-TEACHER = torch.tensor([[2, 1, 0, -2], [0.5, -0.5, 4, 0]], dtype=torch.float64)
-LABELS = torch.tensor([0, 2])
-PROGRESS = Progress(epoch=1, epochs=1, step=0, steps_per_epoch=1)
+from tests.distillers.golden import LABELS, PROGRESS, STUDENT, TEACHER, method
 
 
 def test_cross_entropy_has_the_golden_value():
-    loss, _ = Labels(Context(4)).loss(Outputs(STUDENT), [], LABELS, PROGRESS)
+    loss, _ = method("labels").loss(Outputs(STUDENT), [], LABELS, PROGRESS)
     assert loss.item() == pytest.approx(0.865999, abs=1e-6)
 
 
@@ -56,7 +51,7 @@ def test_large_temperature_tends_to_the_logit_difference():
 
 
 def test_total_of_the_source_report_has_the_golden_value():
-    total, terms = KD(Context(4), temperature=4, alpha=0.7).loss(Outputs(STUDENT), [Outputs(TEACHER)], LABELS, PROGRESS)
+    total, terms = method("kd", temperature=4, alpha=0.7).loss(Outputs(STUDENT), [Outputs(TEACHER)], LABELS, PROGRESS)
     assert total.item() == pytest.approx(0.539491, abs=1e-6)
     assert terms["kd"].item() == pytest.approx(0.399559, abs=1e-6)
     assert terms["cross_entropy"].item() == pytest.approx(0.865999, abs=1e-6)
@@ -108,8 +103,28 @@ def test_half_precision_logits_are_widened_and_far_margins_stay_finite():
 
 def test_class_weights_and_smoothing_reach_the_cross_entropy():
     weights = torch.tensor([2.0, 1.0, 0.5, 1.0])
-    labels = Labels(Context(4, class_weights=weights, label_smoothing=0.1))
+    labels = method("labels", Context(4, class_weights=weights, label_smoothing=0.1))
     loss, _ = labels.loss(Outputs(STUDENT.float()), [], LABELS, PROGRESS)
     expected = F.cross_entropy(STUDENT.float(), LABELS, weight=weights, label_smoothing=0.1)
     assert loss.item() == pytest.approx(expected.item())
     assert not list(labels.state_dict())
+
+
+def test_several_teachers_are_averaged_as_probabilities_not_as_logits():
+    kd, other = method("kd", temperature=2, alpha=1), TEACHER.flip(1)
+    teachers = [Outputs(TEACHER), Outputs(other)]
+    loss, _ = kd.loss(Outputs(STUDENT), teachers, LABELS, PROGRESS)
+    mean = (F.softmax(TEACHER / 2, dim=1) + F.softmax(other / 2, dim=1)) / 2
+    expected = 4 * F.kl_div(F.log_softmax(STUDENT / 2, dim=1), mean, reduction="batchmean")
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    twice, _ = kd.loss(Outputs(STUDENT), [Outputs(TEACHER)] * 2, LABELS, PROGRESS)
+    assert twice.item() == pytest.approx(kd_loss(STUDENT, TEACHER, 2).item(), abs=1e-12)
+    torch.testing.assert_close(mean_teacher([TEACHER, other], 2).exp(), mean)
+
+
+def test_the_loss_stays_in_float32_under_autocast():
+    student = STUDENT.float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = kd_loss(student.bfloat16(), TEACHER.bfloat16(), 4)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0.399559, abs=0.02)

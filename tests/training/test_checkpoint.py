@@ -43,6 +43,8 @@ def test_two_checkpoints_and_the_best_are_kept(tmp_path):
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "no json", "half json", "no tensors"])
 def test_a_torn_or_altered_checkpoint_is_passed_over_for_the_one_before(tmp_path, harm, caplog):
+    # MLflow, in the same process, sets the root logger to ERROR.
+    caplog.set_level("WARNING", logger="kd_mlflow")
     folder = fill(tmp_path, 3)
     tensors, meta = tmp_path / "checkpoint-00003.safetensors", tmp_path / "checkpoint-00003.json"
     content = tensors.read_bytes()

@@ -1,0 +1,239 @@
+"""`compare`: methods over seeds and data sets, each held against the same student trained with labels alone."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kd_mlflow.config import CompareConfig, DistillConfig
+from kd_mlflow.distillers.names import CONTROL, method_names
+from kd_mlflow.distillers.registry import method_class
+from kd_mlflow.entrypoints.comparisons import record_comparison, report_rows
+from kd_mlflow.entrypoints.fingerprint import request_fingerprint
+from kd_mlflow.entrypoints.network import check
+from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
+from kd_mlflow.entrypoints.record import record_setup, view_of
+from kd_mlflow.entrypoints.runs import NEWEST, open_run
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.students import student_fingerprint, teacher_tags, train_student_under
+from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
+from kd_mlflow.entrypoints.terminal import Terminal
+from kd_mlflow.entrypoints.train import train_or_reuse
+from kd_mlflow.errors import GuardError, InputError
+from kd_mlflow.reports.comparison import Cell, Comparison, LeftOut
+from kd_mlflow.reports.data import RunView
+from kd_mlflow.tracking.runs import RunWriter, find_runs, read_json, read_run
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What `compare` gives back; a row a method and data set, the control among them.
+
+    Attributes
+    ----------
+    datasets:
+        For each data set its teacher, winner (by validation), verdict, and the methods that gave no run.
+    gains:
+        For several data sets: a row each, with what it is like and what every method gained.
+    """
+
+    run_id: str
+    rows: list[dict[str, Any]]
+    datasets: list[dict[str, Any]]
+    gains: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object."""
+        return {"run_id": self.run_id, "rows": self.rows, "datasets": self.datasets, "gains": self.gains}
+
+    def to_csv(self) -> str:
+        """The rows with one column a figure."""
+        flat = [_flat(row) for row in self.rows]
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        return out.getvalue()
+
+
+def compare(config: CompareConfig, *, resume: str | None = None, terminal: Terminal | None = None) -> CompareResult:
+    """Train or reuse every method at every seed on every data set, and say which differences are more than chance.
+
+    >>> from kd_mlflow.config import CompareConfig
+    >>> compare(CompareConfig(data="photos/", methods="kd,dkd,fnkd", seeds=3)).rows   # doctest: +SKIP
+
+    Parameters
+    ----------
+    resume:
+        None, ``newest`` (the newest unfinished comparison that was asked for the same way), or a run id.
+        Finished cells are reused with or without it; it also goes on with the cell that was cut off.
+
+    Raises
+    ------
+    InputError
+        A method that was named cannot do what was asked for; with ``all`` such methods are left out.
+    """
+    terminal = terminal or Terminal(quiet=True)
+    methods, cells = _methods(config), {}
+    for data in config.data:
+        cells[data] = {method: with_resolved_method(config.cell(data, method, config.seed)) for method in methods}
+    sessions = {data: Session.open(cells[data][methods[0]], terminal) for data in config.data}
+    first = sessions[config.data[0]]
+    left_out = {data: _refused(sessions[data], config, cells[data]) for data in config.data}
+    digests = " ".join(session.store.digest for session in sessions.values())
+    key = ("kd.request", request_fingerprint(config, digests))
+    name = f"compare {', '.join(config.methods)}"
+    with open_run(first, "compare", key, resume=resume, owner=True, name=name) as writer:
+        comparisons = []
+        for data, session in sessions.items():
+            session.experiment = first.experiment
+            record_setup(session, writer, config)
+            own = {method: cell for method, cell in cells[data].items() if method not in left_out[data]}
+            comparisons.append(_one_dataset(session, writer, config, own, left_out[data], resume))
+        rows, datasets, gains = report_rows(comparisons)
+        record_comparison(writer, config, comparisons)
+    return CompareResult(writer.run_id, rows, datasets, gains)
+
+
+def _methods(config: CompareConfig) -> list[str]:
+    """The methods, each once; the control is always there and is none of them."""
+    asked = method_names() if ALL in config.methods else list(dict.fromkeys(config.methods))
+    methods = [method for method in asked if method != CONTROL]
+    for method in methods:
+        method_class(method)
+    if not methods:
+        raise InputError("--methods names no method; `kd-mlflow methods` lists them.")
+    return methods
+
+
+def _refused(session: Session, config: CompareConfig, cells: dict[str, DistillConfig]) -> dict[str, str]:
+    """Methods that these networks do not allow, each with its reason, before anything is trained.
+
+    Raises
+    ------
+    InputError
+        Such a method was asked for by name.
+    """
+    teachers = prospective_teachers(session, next(iter(cells.values())))
+    if teachers is None:
+        return {}
+    return _refused_by(session, config, cells, teachers)
+
+
+def _refused_by(
+    session: Session, config: CompareConfig, cells: dict[str, DistillConfig], teachers: Sequence[Any]
+) -> dict[str, str]:
+    reasons = {}
+    for method, cell in cells.items():
+        try:
+            check(session, student_recipe(cell, session.precision), teachers if _taught(method) else ())
+        except InputError as error:
+            if ALL not in config.methods:
+                raise
+            reasons[method] = str(error)
+    return reasons
+
+
+def _one_dataset(
+    session: Session,
+    writer: RunWriter,
+    config: CompareConfig,
+    cells: dict[str, DistillConfig],
+    refused: dict[str, str],
+    resume: str | None,
+) -> Comparison:
+    """The teacher, then for every seed the control and each method on the same data, order and weights."""
+    others = NEWEST if resume else None
+    any_cell = next(iter(cells.values()), None)
+    teachers = _teachers(session, writer, any_cell, others) if any(map(_taught, cells)) else []
+    refused = refused | _refused_by(session, config, cells, [teacher.network.model for teacher in teachers])
+    finished: list[Cell] = []
+    left_out = [LeftOut(method, reason) for method, reason in refused.items()]
+    for seed in range(config.seed, config.seed + config.seeds):
+        seeded = {m: cell.model_copy(update={"seed": seed}) for m, cell in cells.items() if m not in refused}
+        control = train_or_reuse(session, next(iter(seeded.values())), "control", resume=others)
+        finished.append(_cell(session, control, CONTROL, seed))
+        for method, cell in seeded.items():
+            try:
+                view = _train_or_reuse(session, writer, cell, teachers if _taught(method) else [], control, others)
+            except GuardError as error:
+                session.terminal.warn(f"{method}, seed {seed}: {error}")
+                left_out.append(LeftOut(method, f"Seed {seed}: {error}"))
+            else:
+                finished.append(_cell(session, view, method, seed))
+            gc.collect()
+    store = session.store
+    return Comparison(
+        data=store.name,
+        classes=len(store.classes),
+        images_per_class=len(store.splits["train"]) / len(store.classes),
+        image_size=store.image_size,
+        teacher=teachers[0].view.metrics if teachers else {},
+        cells=tuple(finished),
+        left_out=tuple(left_out),
+        student=config.student,
+        teacher_name=teachers[0].view.architecture if teachers else "",
+    )
+
+
+def _teachers(session: Session, writer: RunWriter, cell: DistillConfig, resume: str | None) -> list[Teacher]:
+    """The teachers for this data; once chosen they stay the same, however often the comparison is resumed."""
+    tag = f"kd.teacher.{session.store.digest[:12]}"
+    chosen = read_run(session.client, writer.run_id).tags.get(tag, "")
+    teachers = find_teachers(session, cell, resume=resume, fixed=chosen)
+    writer.tags({tag: teacher_tags(teachers)["kd.teacher"]})
+    return teachers
+
+
+def _train_or_reuse(
+    session: Session,
+    parent: RunWriter,
+    cell: DistillConfig,
+    teachers: list[Teacher],
+    control: RunView,
+    resume: str | None,
+) -> RunView:
+    """One cell: the finished run of the same fingerprint, or one trained now, nested under the comparison."""
+    plan = student_recipe(cell, session.precision)
+    key = ("kd.fingerprint", student_fingerprint(session, plan, teachers))
+    if cell.reuse:
+        for run in find_runs(session.client, tags=dict([key]), role="student", status="FINISHED"):
+            session.terminal.say(f"Reusing the finished {cell.method}, seed {cell.seed}, of run {run.run_id}")
+            return view_of(session.client, run.run_id)
+    name = f"{cell.method} seed {cell.seed}"
+    with open_run(
+        session, "student", key, resume=resume, owner=False, name=name, plan=plan, parent_run_id=parent.run_id
+    ) as writer:
+        record_setup(session, writer, cell)
+        writer.tags(teacher_tags(teachers) | {"kd.control_run_id": control.run_id})
+        views, _ = train_student_under(session, writer, cell, plan, teachers, control, [])
+    return views[-1]
+
+
+def _cell(session: Session, view: RunView, method: str, seed: int) -> Cell:
+    said = read_json(session.client, view.run_id, "predictions.json")["test"]
+    evidence = "" if method == CONTROL else method_class(method).source.evidence
+    predicted, labels = np.asarray(said["predicted"]), np.asarray(said["label"])
+    return Cell(method, seed, view.run_id, view.metrics, predicted, labels, evidence)
+
+
+def _taught(method: str) -> bool:
+    return method_class(method).teacher_count[1] > 0
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = " ".join(map(str, value)) if isinstance(value, list) else value
+    return flat

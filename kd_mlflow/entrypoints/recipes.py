@@ -1,0 +1,31 @@
+"""The recipe of a distilled student, with every option of its method."""
+
+from __future__ import annotations
+
+from kd_mlflow.config import DistillConfig, Recipe, recipe
+from kd_mlflow.distillers.registry import method_options, takes_common
+from kd_mlflow.training.device import Precision
+
+
+def with_resolved_method(config: DistillConfig) -> DistillConfig:
+    """The same with every option of the method filled in, as it is recorded and fingerprinted.
+
+    Raises
+    ------
+    InputError
+        There is no such method, or it has no such option.
+    """
+    values = _options(config)
+    names = ("temperature", "alpha")
+    common = {name: values.pop(name) if takes_common(config.method, name) else None for name in names}
+    return config.model_copy(update={**common, "method_options": values})
+
+
+def student_recipe(config: DistillConfig, precision: Precision) -> Recipe:
+    """The recipe of the student; raises as :func:`with_resolved_method`."""
+    return recipe(config, "student", precision, _options(config))
+
+
+def _options(config: DistillConfig) -> dict:
+    chosen = method_options(config.method, config.method_options, temperature=config.temperature, alpha=config.alpha)
+    return chosen.model_dump(mode="json")

@@ -1,0 +1,66 @@
+"""One distilled student under one run: trained, written down, held against teacher and control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kd_mlflow.config import DistillConfig, Recipe
+from kd_mlflow.entrypoints.fingerprint import fingerprint
+from kd_mlflow.entrypoints.network import train_network
+from kd_mlflow.entrypoints.record import record_network, record_report, view_of
+from kd_mlflow.entrypoints.registration import Registered, register_network
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.teachers import Teacher
+from kd_mlflow.reports.data import RunView
+from kd_mlflow.tracking.runs import RunWriter
+
+RECONSTRUCTION = "The method is a reconstruction: its source leaves choices open; its published figures do not apply."
+
+
+def train_student_under(
+    session: Session,
+    writer: RunWriter,
+    config: DistillConfig,
+    plan: Recipe,
+    teachers: Sequence[Teacher],
+    control: RunView | None,
+    notes: list[str],
+) -> tuple[list[RunView], Registered | None]:
+    """Train the student, write everything down, register it if asked for; the views of all, the student's last."""
+    networks = [teacher.network for teacher in teachers]
+    writer.tags({"kd.fingerprint": student_fingerprint(session, plan, teachers)})
+    trained = train_network(session, plan, writer, networks)
+    record_network(session, writer, plan, trained)
+    student = view_of(session.client, writer.run_id)
+    views = [view for view in (*[teacher.view for teacher in teachers], control, student) if view is not None]
+    reconstructed = [RECONSTRUCTION] if trained.evidence == "reconstruction" else []
+    record_report(session, writer, config, views, trained.verdict.test, [*notes, *reconstructed])
+    _record_gains(writer, student, teachers[0].view if teachers else None, control)
+    registered = register_network(session, trained, plan) if config.register_model else None
+    return views, registered
+
+
+def student_fingerprint(session: Session, plan: Recipe, teachers: Sequence[Teacher]) -> str:
+    """The identity of the student's training."""
+    return fingerprint(plan, session.store.digest, [teacher.network.digest for teacher in teachers])
+
+
+def teacher_tags(teachers: Sequence[Teacher]) -> dict[str, str]:
+    """Which exact teachers a student has; several with commas between."""
+    return {
+        "kd.teacher": ",".join(teacher.uri for teacher in teachers),
+        "kd.teacher_run_id": ",".join(teacher.network.run_id for teacher in teachers),
+        "kd.teacher_digest": ",".join(teacher.network.digest for teacher in teachers),
+    }
+
+
+def _record_gains(writer: RunWriter, student: RunView, teacher: RunView | None, control: RunView | None) -> None:
+    """The differences that the whole job is about, as metrics of the student's run."""
+    others = {"teacher": teacher, "control": control}
+    gains = {}
+    for name, view in others.items():
+        for split in ("best", "test"):
+            key = f"{'val' if split == 'best' else split}/accuracy"
+            if view is not None:
+                gains[f"{split}/accuracy_minus_{name}"] = student.metrics[key] - view.metrics[key]
+    writer.final_metrics(gains)
