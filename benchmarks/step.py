@@ -28,7 +28,6 @@ from kd_mlflow.data.store import Store, prepare
 from kd_mlflow.distillers.base import Context
 from kd_mlflow.distillers.registry import create
 from kd_mlflow.models.classifier import Classifier, ModelSpec
-from kd_mlflow.models.inference import freeze
 from kd_mlflow.models.taps import Tapped
 from kd_mlflow.models.zoo import build
 from kd_mlflow.training.device import resolve_device
@@ -38,6 +37,7 @@ from kd_mlflow.training.state import TrainingState
 from kd_mlflow.training.teachers import LiveTeacher
 
 Contender = Callable[[int], float]
+WARM = 25
 
 
 @click.command()
@@ -72,7 +72,7 @@ def measure(config: DistillConfig, store: Store, steps: int, rounds: int) -> dic
     contenders: dict[str, Contender] = {
         "bare_student": _bare(config, store, device, teacher=None),
         "bare_kd": _bare(config, store, device, teacher=_network(config, store, "resnet34", device)),
-        "live": _live(config, store, device),
+        "live": live(config, store, device),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
@@ -135,31 +135,46 @@ def _bare(config: DistillConfig, store: Store, device: torch.device, teacher: Cl
     return run
 
 
-def _live(config: DistillConfig, store: Store, device: torch.device) -> Contender:
-    plan = recipe(config, "student", "float32")
-    student = _network(config, store, "resnet18", device)
-    distiller = create("kd", Context(len(store.classes)), plan.method_options).to(device)
-    teacher = LiveTeacher(freeze(_network(config, store, "resnet34", device)), distiller.needs, device)
+def live(config: DistillConfig, store: Store, device: torch.device, method: str = "kd") -> Contender:
+    """The project's own training pass with a method's defaults."""
+    plan = recipe(config, "student", "float32").model_copy(update={"method": method})
+    student = _network(config, store, config.student, device)
+    teacher = _network(config, store, config.teacher_arch, device)
+    train = store.splits["train"]
+    context = Context(
+        len(store.classes),
+        student=student,
+        teachers=(teacher,),
+        index=torch.as_tensor(train),
+        labels=torch.as_tensor(store.labels[train]),
+    )
+    distiller = create(method, context, {}).to(device)
+    student = distiller.training_student(student).to(device)
+    needs = distiller.needs if distiller.teacher_needs is None else distiller.teacher_needs
+    teachers = [LiveTeacher(teacher, needs, device)] if distiller.teacher_count[1] else []
     state = TrainingState.fresh(plan, student, distiller, device)
     tapped = Tapped(student, distiller.needs)
-    stream = _endless(store, config, device)
+    stream = _endless(store, config, device, distiller.views)
 
     def run(steps: int) -> float:
         _wait(device)
         started = time.perf_counter()
         task = Task(
-            plan, student, distiller, [teacher], lambda _: islice(stream, steps), lambda: iter(()), steps, device
+            plan, student, distiller, teachers, lambda _: islice(stream, steps), lambda: iter(()), steps, device
         )
-        train_epoch(task, state, tapped, 1, Silent())
+        # Past every warm-up, so that all terms of the loss are at work.
+        train_epoch(task, state, tapped, WARM, Silent())
         _wait(device)
         return time.perf_counter() - started
 
     return run
 
 
-def _endless(store: Store, config: DistillConfig, device: torch.device) -> Iterator[Batch]:
+def _endless(store: Store, config: DistillConfig, device: torch.device, views: int) -> Iterator[Batch]:
     for epoch in count(1):
-        yield from training_batches(store, config, batch_size=config.batch_size, seed=0, epoch=epoch, device=device)
+        yield from training_batches(
+            store, config, batch_size=config.batch_size, seed=0, epoch=epoch, device=device, views=views
+        )
 
 
 def _wait(device: torch.device) -> None:
