@@ -24,8 +24,8 @@ import torch
 from benchmarks.step import live
 from kd_mlflow.config import DistillConfig, resolve
 from kd_mlflow.data.store import prepare
+from kd_mlflow.distillers.describe import describe
 from kd_mlflow.distillers.names import METHODS
-from kd_mlflow.distillers.registry import describe
 from kd_mlflow.training.device import resolve_device
 
 BEGIN, END = "<!-- table: made by python -m benchmarks.methods -->", "<!-- end of table -->"

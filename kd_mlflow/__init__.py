@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kd_mlflow.entrypoints.compare import compare
     from kd_mlflow.entrypoints.distill import distill
     from kd_mlflow.entrypoints.evaluate import evaluate
     from kd_mlflow.entrypoints.train import train_student, train_teacher
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "compare": "kd_mlflow.entrypoints.compare",
     "distill": "kd_mlflow.entrypoints.distill",
     "evaluate": "kd_mlflow.entrypoints.evaluate",
     "load_model": "kd_mlflow.models.artifact",
@@ -21,7 +23,7 @@ _PUBLIC = {
     "train_teacher": "kd_mlflow.entrypoints.train",
 }
 
-__all__ = ["__version__", "distill", "evaluate", "load_model", "train_student", "train_teacher"]
+__all__ = ["__version__", "compare", "distill", "evaluate", "load_model", "train_student", "train_teacher"]
 
 
 def __getattr__(name: str) -> object:

@@ -25,14 +25,14 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
 @full_precision
 def inter_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """1 − mean correlation of the samples' probabilities over the classes (equation 8), from ``[B, K]``, without T²."""
+    """1 − mean correlation of the samples' probabilities over the classes, from ``[B, K]``, without T²."""
     student, teacher = _softened(student_logits, teacher_logits, temperature)
     return 1 - correlation(student, teacher).mean()
 
 
 @full_precision
 def intra_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """1 − mean correlation of the classes' probabilities over the batch (equation 9), from ``[B, K]``, without T².
+    """1 − mean correlation of the classes' probabilities over the batch, from ``[B, K]``, without T².
 
     With two samples every correlation is 1 or −1, whatever the distance, and there is no gradient to speak of.
     """

@@ -18,7 +18,7 @@ from kd_mlflow.models.taps import Outputs
 def decoupled_divergences(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The two parts of the divergence, each ``[B]`` in nats, without T² (equations 4 to 7).
+    """The two parts of the divergence, each ``[B]`` in nats, without T².
 
     The target part is KL(b_t ‖ b_s) of the label's softened probability against all others together,
     b = (p_y, 1 − p_y). The other is KL(p̂_t ‖ p̂_s) among the classes that are not the label. The plain
@@ -51,7 +51,7 @@ def dkd_loss(
     alpha: float,
     beta: float,
 ) -> Tensor:
-    """T² · mean over the batch of alpha · target part + beta · the others', a scalar in nats (equation 8)."""
+    """T² · mean over the batch of alpha · target part + beta · the others', a scalar in nats."""
     target, others = decoupled_divergences(student_logits, teacher_logits, labels, temperature)
     return (temperature**2 * (alpha * target + beta * others)).mean()
 

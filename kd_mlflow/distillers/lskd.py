@@ -71,7 +71,9 @@ class LSKD(Distiller):
         "2403.01427",
     )
     Options = LSKDOptions
-    limits = "With the host dkd it cannot be used with mixed labels; with mlkd every step takes two views of each image."
+    limits = (
+        "With the host dkd it cannot be used with mixed labels; with mlkd each step takes two views of every image."
+    )
 
     def __init__(self, context: Context, options: LSKDOptions) -> None:
         super().__init__(context, options)
@@ -97,12 +99,12 @@ class LSKD(Distiller):
         return total, {"cross_entropy": cross_entropy, weights.host: term}
 
     def step(self, batch: Batch, student: StudentModel, teachers: Sequence[TeacherSource], progress: Progress) -> Step:
-        """One view for kd and dkd; two for mlkd, whose cross-entropy is summed over them."""
+        """One view for kd and dkd; two for mlkd, as in :class:`MLKD`."""
         weights = self.weights
         if weights.host != "mlkd":
             return super().step(batch, student, teachers, progress)
         weak, strong, both = two_view_logits(batch, student, teachers)
         terms = multi_level_terms(weak, strong, weights.temperature, weights.variant, standardized)
-        cross_entropy = 2 * self.cross_entropy(both, batch.labels.repeat(2))
-        total = self.ce_weight * cross_entropy + weights.kd_weight * sum(terms.values())
+        cross_entropy = self.cross_entropy(both, batch.labels.repeat(2))
+        total = 2 * self.ce_weight * cross_entropy + weights.kd_weight * sum(terms.values())
         return make_step({"main": total}, weak[0], {"cross_entropy": cross_entropy, **terms})

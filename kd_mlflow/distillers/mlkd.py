@@ -154,10 +154,10 @@ class MLKD(Distiller):
         self.weights = options
 
     def step(self, batch: Batch, student: StudentModel, teachers: Sequence[TeacherSource], progress: Progress) -> Step:
-        """Both views through both networks; the cross-entropy is summed over the views."""
+        """Both views through both networks; ``cross_entropy`` is the mean over the views, the loss has their sum."""
         weak, strong, both = two_view_logits(batch, student, teachers)
         weights = self.weights
         terms = multi_level_terms(weak, strong, weights.temperature, weights.variant)
-        cross_entropy = 2 * self.cross_entropy(both, batch.labels.repeat(2))
-        total = weights.ce_weight * cross_entropy + weights.kd_weight * sum(terms.values())
+        cross_entropy = self.cross_entropy(both, batch.labels.repeat(2))
+        total = 2 * weights.ce_weight * cross_entropy + weights.kd_weight * sum(terms.values())
         return make_step({"main": total}, weak[0], {"cross_entropy": cross_entropy, **terms})

@@ -73,7 +73,7 @@ class Patient(Distiller):
     def loss(
         self, student: Outputs, teachers: Sequence[Outputs], labels: Tensor, progress: Progress
     ) -> tuple[Tensor, Terms]:
-        """``kd`` alone; several teachers are averaged as probabilities."""
+        """``kd`` alone is learned from, ``cross_entropy`` only watched; teachers' probabilities are averaged."""
         target = mean_teacher([teacher.logits for teacher in teachers], self.temperature)
         kd = self.temperature**2 * soft_divergence(student.logits, target, self.temperature).mean()
-        return kd, {"kd": kd}
+        return kd, {"cross_entropy": self.cross_entropy(student.logits.detach(), labels), "kd": kd}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_mlflow.distillers.base import full_precision
 from kd_mlflow.distillers.kd import soft_divergence
+from kd_mlflow.errors import InputError
 
 HIDDEN = 128
 
@@ -94,3 +95,15 @@ class InstanceTemperature(nn.Module):
 def bounded(theta: Tensor, lowest: float, highest: float) -> Tensor:
     """θ of any size and shape mapped into the bounds."""
     return lowest + (highest - lowest) * torch.sigmoid(theta)
+
+
+def require_bounds(method: str, lowest: float, highest: float) -> None:
+    """Refuse bounds of a temperature in the wrong order.
+
+    Raises
+    ------
+    InputError
+        The upper bound is not above the lower.
+    """
+    if highest <= lowest:
+        raise InputError(f"--{method}-highest is {highest}, which is not above --{method}-lowest, {lowest}.")

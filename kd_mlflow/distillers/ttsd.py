@@ -17,11 +17,11 @@ from kd_mlflow.distillers.gather import gathered
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.distillers.temperatures import (
     BoundedTemperature,
+    require_bounds,
     reversal_factor,
     reverse_gradient,
     tempered_divergence,
 )
-from kd_mlflow.errors import InputError
 from kd_mlflow.models.taps import Outputs
 
 Index = Literal["label", "elementwise"]
@@ -102,7 +102,9 @@ class TTSDOptions(MethodOptions):
 class TTSD(Distiller):
     """A temperature for each class, learned against the student, later led by its accuracy (reconstruction)."""
 
-    source = Source("Chen et al.: Tailored Temperature for Student in Knowledge Distillation, IEEE SWC", 2024, "reconstruction")
+    source = Source(
+        "Chen et al.: Tailored Temperature for Student in Knowledge Distillation, IEEE SWC", 2024, "reconstruction"
+    )
     Options = TTSDOptions
     limits = "The label chooses the temperature, so it cannot be used with mixed labels."
     accuracies: Tensor
@@ -172,15 +174,3 @@ class TTSD(Distiller):
         """θ, without momentum and decay: a class that is absent from a batch keeps its temperature."""
         rate, own = self.weights.learning_rate, list(self.temperatures.parameters())
         return [ParameterGroup("temperature", own, "sgd", rate, weight_decay=0.0, momentum=0.0)]
-
-
-def require_bounds(method: str, lowest: float, highest: float) -> None:
-    """Refuse bounds in the wrong order.
-
-    Raises
-    ------
-    InputError
-        The upper bound is not above the lower.
-    """
-    if highest <= lowest:
-        raise InputError(f"--{method}-highest is {highest}, which is not above --{method}-lowest, {lowest}.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from kd_mlflow.distillers.describe import describe
 from kd_mlflow.distillers.names import method_names
-from kd_mlflow.distillers.registry import describe
 
 
 def list_methods(name: str | None = None) -> list[dict[str, Any]]:
-    """Every method, or the one of this name; see :func:`kd_mlflow.distillers.registry.describe`.
+    """Every method, or the one of this name; see :func:`kd_mlflow.distillers.describe.describe`.
 
     Raises
     ------

@@ -1,0 +1,34 @@
+"""Curriculum temperature (Li et al., AAAI 2023, arXiv 2211.16231)."""
+
+from __future__ import annotations
+
+from kd_mlflow.distillers.base import Context
+from kd_mlflow.distillers.hosts import HostOptions, LearnedTemperature
+from kd_mlflow.distillers.options import Source, setting
+from kd_mlflow.distillers.temperatures import BoundedTemperature, InstanceTemperature, require_bounds
+
+
+class CTKDOptions(HostOptions):
+    """Options of CTKD."""
+
+    instance: bool = setting(False, "A temperature for each sample, from the logits of both networks.")
+
+
+class CTKD(LearnedTemperature):
+    """A temperature learned to make the task harder for the student, with growing strength."""
+
+    source = Source(
+        "Li, Li, Yang, Zhao, Song, Luo, Li, Yang: Curriculum Temperature for Knowledge Distillation, AAAI",
+        2023,
+        "authors' code",
+        "2211.16231",
+    )
+    Options = CTKDOptions
+
+    def __init__(self, context: Context, options: CTKDOptions) -> None:
+        require_bounds("ctkd", options.lowest, options.highest)
+        if options.instance:
+            temperature = InstanceTemperature(options.lowest, options.highest, options.start, context.num_classes)
+        else:
+            temperature = BoundedTemperature(options.lowest, options.highest, options.start)
+        super().__init__(context, options, temperature, strength=1.0, t2_in_graph=True)
