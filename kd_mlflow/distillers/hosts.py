@@ -16,6 +16,7 @@ from kd_mlflow.distillers.temperatures import (
     reverse_gradient,
     tempered_divergence,
 )
+from kd_mlflow.distillers.vid import VID
 from kd_mlflow.models.taps import Outputs
 
 
@@ -68,7 +69,7 @@ class LearnedTemperature(Distiller):
         whole = options.host == "dkd"
         self.ce_weight = (1.0 if whole else 0.1) if options.ce_weight is None else options.ce_weight
         self.kd_weight = (1.0 if whole else 0.9) if options.kd_weight is None else options.kd_weight
-        self.vid = _vid(context) if options.host == "vid" else None
+        self.vid = VID(context, VID.Options()) if options.host == "vid" else None
         if self.vid is not None:
             self.needs = self.needs | self.vid.needs
         if whole:
@@ -114,9 +115,3 @@ class LearnedTemperature(Distiller):
         """The temperature's SGD; decay would pull θ to 0, the middle of the bounds."""
         rate, own = self.weights.learning_rate, list(self.temperature.parameters())
         return [ParameterGroup("temperature", own, "sgd", rate, weight_decay=0.0, momentum=0.9)]
-
-
-def _vid(context: Context) -> Distiller:
-    from kd_mlflow.distillers.vid import VID
-
-    return VID(context, VID.Options())

@@ -1,0 +1,64 @@
+"""Stages of two networks side by side: which belong together, their shapes, and what brings one to the other's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_mlflow.distillers.base import Context
+from kd_mlflow.errors import InputError
+from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.models.taps import Tapped
+
+Shape = tuple[int, int, int]
+STAGES = frozenset({"logits", "stages"})
+
+
+@dataclass(frozen=True)
+class StagePair:
+    """One stage of the student and the teacher's at the same depth from the end, with their shapes (C, H, W).
+
+    ``student`` and ``teacher`` are places in the lists of maps, counted from the end: −1 is the deepest.
+    """
+
+    place: int
+    student: Shape
+    teacher: Shape
+
+
+def networks_of(context: Context, method: str) -> tuple[Classifier, Classifier]:
+    """Student and first teacher.
+
+    Raises
+    ------
+    InputError
+        They are not known.
+    """
+    if context.student is None or not context.teachers:
+        raise InputError(f"The method '{method}' depends on the shapes of student and teacher, which are not known.")
+    return context.student, context.teachers[0]
+
+
+def paired_stages(student: Classifier, teacher: Classifier, deepest: int = 4) -> list[StagePair]:
+    """The deepest stages of both, from shallow to deep; as many as both have, at most ``deepest``."""
+    own = Tapped(student, STAGES).widths.stages
+    other = Tapped(teacher, STAGES).widths.stages
+    count = min(len(own), len(other), deepest)
+    return [StagePair(-n, own[-n], other[-n]) for n in range(count, 0, -1)]
+
+
+def resized(maps: Tensor, side: tuple[int, int]) -> Tensor:
+    """Maps ``[B, C, H, W]`` at another size: averaged when it is smaller, bilinear when it is larger."""
+    if tuple(maps.shape[2:]) == tuple(side):
+        return maps
+    if side[0] <= maps.shape[2] and side[1] <= maps.shape[3]:
+        return F.adaptive_avg_pool2d(maps, side)
+    return F.interpolate(maps, size=side, mode="bilinear", align_corners=False)
+
+
+def connector(channels: int, target: int, *, rectified: bool = False) -> nn.Sequential:
+    """1×1 convolution and BatchNorm from the student's width to the teacher's, with a ReLU if asked."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, target, 1, bias=False), nn.BatchNorm2d(target)]
+    return nn.Sequential(*layers, *([nn.ReLU()] if rectified else []))
