@@ -37,7 +37,7 @@ class ATOptions(MethodOptions):
     """Options of AT."""
 
     variant: Literal["code", "paper"] = setting("code", "Squared and averaged over places, or the norm itself.")
-    power: float = setting(2.0, "The power p of the activations.", gt=0)
+    power: float = setting(2.0, "The power p of the activations.", ge=1)
     weight: float = setting(1000.0, "Weight of the sum over stages; 1 on the cross-entropy. About 500 for paper.", ge=0)
 
 

@@ -66,9 +66,12 @@ class CRDOptions(MethodOptions):
 
     width: int = setting(128, "Width of the common space.", ge=8, le=2048)
     negatives: int = setting(
-        1024, "Negatives a sample, of other classes, drawn with replacement (16384 for the 50,000 of CIFAR).", ge=1
+        1024,
+        "Negatives a sample, of other classes, drawn with replacement (16384 for the 50,000 of CIFAR); at most the "
+        "number of images outside the smallest class.",
+        ge=1,
     )
-    temperature: float = setting(0.07, "Temperature of the contrast.", gt=0)
+    temperature: float = setting(0.07, "Temperature of the contrast.", ge=0.02)
     momentum: float = setting(0.5, "How much of its old row a sample keeps in the banks.", ge=0, lt=1)
     weight: float = setting(0.8, "Weight of the contrast; 1 on the cross-entropy.", ge=0)
 
@@ -90,11 +93,15 @@ class CRD(Distiller):
     def __init__(self, context: Context, options: CRDOptions) -> None:
         super().__init__(context, options)
         student, teacher = networks_of(context, "crd")
-        if context.index is None or context.labels is None or len(context.labels.unique()) < 2:
+        if context.index is None or context.labels is None:
+            raise InputError("The method 'crd' remembers every training image, and those are not known.")
+        sizes = context.labels.unique(return_counts=True)[1]
+        if len(sizes) < 2:
             raise InputError("The method 'crd' contrasts images of different classes, and there is only one.")
         widths = [Tapped(model, POOLED).widths.pooled for model in (student, teacher)]
         self.student_head, self.teacher_head = (nn.Linear(width, options.width) for width in widths)
         self.samples, self.seed = len(context.index), context.seed
+        self.negatives = min(options.negatives, self.samples - int(sizes.min()))
         self.bank_labels = context.labels.cpu()
         rows = torch.full((int(context.index.max()) + 1,), -1)
         rows[context.index.cpu()] = torch.arange(self.samples)
@@ -110,7 +117,7 @@ class CRD(Distiller):
         rows = self.rows[batch.index]
         embedded = self.embed(own.pooled, target.pooled)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + progress.step)
-        drawn = draw_negatives(self.bank_labels[rows.cpu()], self.bank_labels, self.options.negatives, generator)
+        drawn = draw_negatives(self.bank_labels[rows.cpu()], self.bank_labels, self.negatives, generator)
         chosen = torch.cat([rows[:, None], drawn.to(rows.device)], dim=1)
         terms = {"cross_entropy": self.cross_entropy(own.logits, batch.labels)}
         terms["contrast"] = self.contrast(*embedded, chosen)
@@ -136,7 +143,7 @@ class CRD(Distiller):
                 self.normalisers[number] = exponentials.detach().mean() * self.samples
             # A copy: the other direction may still set its own in this buffer.
             scores = exponentials / self.normalisers[number].clone()
-            parts.append(contrast_loss(scores, self.options.negatives, self.samples))
+            parts.append(contrast_loss(scores, self.negatives, self.samples))
         return parts[0] + parts[1]
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, full_precision
-from kd_mlflow.distillers.matching import connector, networks_of, paired_stages, resized
+from kd_mlflow.distillers.matching import connector, networks_of, paired_stages, rectified, resized
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.models.taps import Outputs
 
@@ -40,10 +40,13 @@ class FitNet(Distiller):
 
     def __init__(self, context: Context, options: FitNetOptions) -> None:
         super().__init__(context, options)
-        pairs = paired_stages(*networks_of(context, "fitnet"))
+        student, teacher = networks_of(context, "fitnet")
+        pairs = paired_stages(student, teacher)
         pair = pairs[min(options.stage, len(pairs)) - 1]
         self.place = pair.place
-        self.connector = connector(pair.student[0], pair.teacher[0], rectified=True)
+        # Behind a ReLU the negative values of a linear bottleneck or of a GELU could never be matched.
+        positive = rectified(teacher, pair.place)
+        self.connector = connector(pair.student[0], pair.teacher[0], rectified=positive)
 
     def loss(
         self, student: Outputs, teachers: Sequence[Outputs], labels: Tensor, progress: Progress

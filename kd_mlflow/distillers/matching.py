@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd_mlflow.distillers.base import Context
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.models.stages import find_stages
 from kd_mlflow.models.taps import Tapped
 
 Shape = tuple[int, int, int]
@@ -47,6 +48,12 @@ def paired_stages(student: Classifier, teacher: Classifier, deepest: int = 4) ->
     other = Tapped(teacher, STAGES).widths.stages
     count = min(len(own), len(other), deepest)
     return [StagePair(-n, own[-n], other[-n]) for n in range(count, 0, -1)]
+
+
+def rectified(model: Classifier, place: int) -> bool:
+    """Whether a stage's map comes out of a rectifier and so has no negative values; ``place`` as in StagePair."""
+    stage = find_stages(model)[place]
+    return stage.hidden or bool(stage.units) or isinstance(stage.activation, (nn.ReLU, nn.ReLU6))
 
 
 def resized(maps: Tensor, side: tuple[int, int]) -> Tensor:

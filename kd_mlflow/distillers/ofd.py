@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +104,7 @@ class OFD(Distiller):
 
 
 def last_norms(model: Classifier) -> list[nn.BatchNorm2d]:
-    """The last BatchNorm that is called up to the end of each stage, and has the stage's width.
+    """The BatchNorm that each stage's map comes from: its width, and no convolution after it.
 
     Raises
     ------
@@ -110,35 +112,30 @@ def last_norms(model: Classifier) -> list[nn.BatchNorm2d]:
         A stage has none.
     """
     stages = find_stages(model)
-    called: list[nn.BatchNorm2d] = []
-    found: dict[int, nn.BatchNorm2d | None] = {}
+    found: list[nn.BatchNorm2d | None] = [None] * len(stages)
+    calls: Counter[nn.Module] = Counter()
+    latest: nn.BatchNorm2d | None = None
 
-    def at_norm(module: nn.Module, inputs: object, output: object) -> None:
-        called.append(module)
+    def at_layer(module: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal latest
+        latest = module if isinstance(module, nn.BatchNorm2d) else None
 
-    def at_stage(number: int):
-        def note(module: nn.Module, inputs: object, output: Tensor) -> None:
-            fitting = [norm for norm in called[before(number) :] if norm.num_features == output.shape[1]]
-            found[number] = fitting[-1] if fitting else None
-            ends[number] = len(called)
+    def at_stage(module: nn.Module, inputs: object, output: Tensor) -> None:
+        for number, stage in enumerate(stages):
+            fits = latest is not None and latest.affine and latest.num_features == output.shape[1]
+            if stage.module is module and stage.call == calls[module] and fits:
+                found[number] = latest
+        calls[module] += 1
 
-        return note
-
-    ends: dict[int, int] = {}
-
-    def before(number: int) -> int:
-        return ends.get(number - 1, 0)
-
-    hooks = [m.register_forward_hook(at_norm) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    hooks += [stage.module.register_forward_hook(at_stage(number)) for number, stage in enumerate(stages)]
-    try:
-        with eval_mode(model):
-            model(noise(model, model.spec.image_size))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    norms = [found.get(number) for number in range(len(stages))]
-    if not norms or any(norm is None or not norm.affine for norm in norms):
+    layers = [module for module in model.body.modules() if isinstance(module, (nn.BatchNorm2d, nn.Conv2d))]
+    with ExitStack() as attached, eval_mode(model):
+        for module in layers:
+            attached.enter_context(module.register_forward_hook(at_layer))
+        for module in {stage.module for stage in stages}:
+            attached.enter_context(module.register_forward_hook(at_stage))
+        model(noise(model, model.spec.image_size))
+    norms = [norm for norm in found if norm is not None]
+    if not norms or len(norms) < len(stages):
         raise InputError(
             f"The method 'ofd' takes its margins from BatchNorm at the end of the teacher's stages, and "
             f"'{model.spec.architecture}' has none there; choose another teacher or method."

@@ -54,8 +54,10 @@ class AttentionFusion(nn.Module):
             deeper = F.interpolate(deeper, size=fused.shape[2:], mode="nearest")
             gates = torch.sigmoid(self.attend(torch.cat((fused, deeper), dim=1)))
             fused = fused * gates[:, :1] + deeper * gates[:, 1:]
-        wide = self.widen(fused)
-        return (wide if wide.shape[2:] == side else F.interpolate(wide, size=side, mode="nearest")), fused
+        if tuple(fused.shape[2:]) != side:
+            # Before the 3×3, as the authors do: it works at the teacher's resolution.
+            fused = F.interpolate(fused, size=side, mode="nearest")
+        return self.widen(fused), fused
 
 
 class ReviewKDOptions(MethodOptions):

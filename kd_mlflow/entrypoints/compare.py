@@ -234,6 +234,6 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in row.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}/")
-        else:
+        elif value is not None:
             flat[f"{prefix}{name}"] = " ".join(map(str, value)) if isinstance(value, list) else value
     return flat

@@ -57,7 +57,7 @@ def confusion(view: RunView, classes: Sequence[str], normalised: bool) -> Figure
     figure, (axes,) = _axes(1, (side + 0.8, side))
     picture = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalised else None)
     figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03)
-    names, size = [_short(name) for name in classes], _label_size(side - 2.4, len(classes))
+    names, size = [short(name) for name in classes], _label_size(side - 2.4, len(classes))
     axes.set_xticks(
         range(len(classes)),
         names,
@@ -124,7 +124,7 @@ def per_class_f1(views: Sequence[RunView], classes: Sequence[str]) -> Figure:
             label=view.role,
         )
     size = _label_size(height - 1.6, len(classes))
-    axes.set_yticks(range(len(order)), [_short(name) for name in order], fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(order)), [short(name) for name in order], fontsize=size, parse_math=False)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(order) - 0.3), xlabel=f"F1 on {views[-1].split}", title="F1 by class")
     axes.grid(axis="both", alpha=0.25)
     figure.legend(fontsize=8, frameon=False, loc="outside upper right", ncols=max(1, len(views)))
@@ -149,7 +149,7 @@ def samples(
         if place >= count:
             continue
         axes.imshow(images[place].transpose(1, 2, 0), interpolation="nearest")
-        lines = [f"truth: {_short(truth[place])}"]
+        lines = [f"truth: {short(truth[place])}"]
         if teacher_names is not None and teacher_probabilities is not None:
             lines.append(_said("teacher", teacher_names[place], teacher_probabilities[place], truth[place]))
         own = "student" if teacher_names is not None else "network"
@@ -169,7 +169,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def _said(who: str, name: str, probability: float, truth: str) -> str:
-    return f"{'✓' if name == truth else '✗'} {who}: {_short(name)} {probability:.2f}"
+    return f"{'✓' if name == truth else '✗'} {who}: {short(name)} {probability:.2f}"
 
 
 def _axes(count: int, size: tuple[float, float], rows: tuple[int, ...] | None = None) -> tuple[Figure, list[Axes]]:
@@ -233,6 +233,7 @@ def _cells(axes: Axes, values: np.ndarray, form: str) -> None:
         )
 
 
-def _short(name: Any) -> str:
+def short(name: Any) -> str:
+    """A name on one line, cut to what fits beside an axis."""
     text = " ".join(str(name).split())
     return text if len(text) <= NAME_LENGTH else text[: NAME_LENGTH - 1] + "…"

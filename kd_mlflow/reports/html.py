@@ -54,13 +54,18 @@ def render(
         f'<p class="small">Not measured: {html.escape(absent)}.</p>' if absent else "",
     ]
     for heading, names in SECTIONS:
-        shown = [_picture(figures[name], name) for name in names if name in figures]
+        shown = [picture(figures[name], name) for name in names if name in figures]
         if shown:
             parts += [f"<h2>{heading}</h2>", *shown]
     if notes:
         parts += ["<h2>Notes</h2>", *[f'<p class="note">{html.escape(note)}</p>' for note in notes]]
     parts += ["<h2>Configuration</h2>", f"<pre>{html.escape(config_yaml)}</pre>"]
     parts += [f'<p class="small">Classes: {html.escape(", ".join(classes))}</p>']
+    return page(title, parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """The parts, which are HTML already, as a page in the reports' style."""
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -113,11 +118,12 @@ def standard_error(first: float, second: float, images: int) -> float:
     return math.sqrt((first * (1 - first) + second * (1 - second)) / max(images, 1))
 
 
-def _picture(png: bytes, name: str) -> str:
+def picture(png: bytes, name: str) -> str:
+    """A PNG inside the page; a wide one is scrolled."""
     coded = base64.b64encode(png).decode()
     style = ' class="wide"' if _width(png) > WIDE else ""
-    picture = f'<img{style} alt="{html.escape(name)}" src="data:image/png;base64,{coded}">'
-    return f'<div class="scroll">{picture}</div>' if style else picture
+    image = f'<img{style} alt="{html.escape(name)}" src="data:image/png;base64,{coded}">'
+    return f'<div class="scroll">{image}</div>' if style else image
 
 
 def _width(png: bytes) -> int:

@@ -50,7 +50,8 @@ COST = {
 }
 NOT_MEASURED = "not measured"
 FORMULA = re.compile(r"^[=+\-@\t\r]")
-NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+# A figure, or a difference with its interval: a sign in front makes neither a formula.
+NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( \([+−][\d.]+ … [+−][\d.]+\))?$")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from kd_mlflow.config import DistillConfig, recipe, resolve
+from kd_mlflow.config import DistillConfig, StudentConfig, recipe, resolve
 from kd_mlflow.data.batch import Batch
 from kd_mlflow.distillers.base import Context
 from kd_mlflow.distillers.names import METHODS
@@ -25,6 +27,7 @@ from kd_mlflow.training.teachers import LiveTeacher
 
 CPU = torch.device("cpu")
 IMAGES, BATCH, SIZE = 96, 16, 32
+SMALL = ("tests.distillers.small:deep", "tests.distillers.small:shallow")
 SAME, NARROWER, OTHER = (
     ("resnet34", "resnet18"),
     ("shufflenet_v2_x1_0", "shufflenet_v2_x0_5"),
@@ -35,7 +38,7 @@ MIXED = [("resnet34", "mobilenet_v2"), ("vgg16", "shufflenet_v2_x1_0"), ("convne
 REFUSED = {
     "iakd": ({NARROWER, OTHER, *MIXED}, "swap"),
     "kdfm": ({OTHER, MIXED[1], MIXED[2]}, "classif"),
-    "ofd": ({MIXED[1], MIXED[2]}, "BatchNorm"),
+    "ofd": ({NARROWER, MIXED[1], MIXED[2]}, "BatchNorm"),
 }
 METHOD_NAMES = [name for name in METHODS if name != "labels"]
 
@@ -53,7 +56,7 @@ def batches(epoch: int, first: int = 0, views: int = 1):
     images, labels = digits()
     order = first + torch.randperm(IMAGES, generator=torch.Generator().manual_seed(epoch))
     for places in order.split(BATCH):
-        others = tuple(images[places].flip(3) * 0.9 for _ in range(views - 1))
+        others = tuple(images[places] * 0.8 for _ in range(views - 1))
         yield Batch(images[places], labels[places], places, others)
 
 
@@ -65,10 +68,29 @@ def network(architecture: str, seed: int) -> Classifier:
     )
 
 
+@lru_cache
+def taught(architecture: str) -> Classifier:
+    """A teacher that knows something: trained on the same digits, with labels alone."""
+    config = resolve(StudentConfig, {"data": "photos", "student": architecture, "epochs": 6, "schedule": "constant"})
+    teacher = network(architecture, 1)
+    with TemporaryDirectory() as folder:
+        plan = Task(
+            recipe=recipe(config, "control", "float32"),
+            student=teacher,
+            distiller=create("labels", Context(10), {}),
+            teachers=[],
+            training_batches=batches,
+            validation_batches=lambda: batches(0, IMAGES),
+            steps_per_epoch=IMAGES // BATCH,
+            device=CPU,
+        )
+        return fit(plan, CheckpointFolder(Path(folder)), Silent()).last
+
+
 def task(method: str, pair: tuple[str, str]) -> Task:
     config = resolve(DistillConfig, {"data": "photos", "method": method, "epochs": 2, "schedule": "constant"})
     plan = recipe(config, "student", "float32", {})
-    teacher, student = network(pair[0], 1), network(pair[1], 2)
+    teacher, student = copy.deepcopy(taught(pair[0])), network(pair[1], 2)
     index = torch.arange(IMAGES)
     context = Context(10, student=student, teachers=(teacher,), index=index, labels=digits()[1][:IMAGES], seed=0)
     distiller = create(method, context, {})
@@ -123,11 +145,11 @@ def check(method: str, pair: tuple[str, str], folder: Path) -> None:
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_trains_resumes_and_exports(tmp_path, method):
-    lives_through(method, SAME if method == "iakd" else NARROWER, tmp_path)
+    lives_through(method, SMALL, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", [SAME, OTHER, *MIXED], ids="-".join)
+@pytest.mark.parametrize("pair", [SAME, NARROWER, OTHER, *MIXED], ids="-".join)
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_with_every_kind_of_pair(tmp_path, method, pair):
     check(method, pair, tmp_path)

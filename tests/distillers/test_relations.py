@@ -63,11 +63,12 @@ def test_angles_in_chunks_are_the_plain_angles_and_so_is_their_gradient():
 def test_angles_of_a_large_batch_stay_within_bounded_memory():
     draw = torch.Generator().manual_seed(0)
     student = torch.randn(512, 128, generator=draw).requires_grad_()
+    angle_loss(student[:8], student[:8]).backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    angle_loss(student, torch.randn(512, 128, generator=draw), chunk_floats=2**22).backward()
+    angle_loss(student, torch.randn(512, 128, generator=draw)).backward()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert torch.isfinite(student.grad).all()
-    assert grown < 400, "three angles of 512³ floats would be 1.5 GiB"
+    assert grown < 900, "the angles of both networks, their difference and gradients would be over 2 GiB"
 
 
 def test_equal_samples_give_finite_gradients():

@@ -37,15 +37,15 @@ def test_methods_are_held_against_the_control_under_equal_conditions(place, conf
     assert {row["method"] for row in result.rows} == {"labels", "kd", "dist"}
     parent = read_run(client, result.run_id)
     assert (parent.role, parent.status) == ("compare", "FINISHED")
-    cells = find_runs(client, role="student")
+    cells = find_runs(client, tags={}, role="student")
     assert {(run.tags["kd.method"], run.params["cfg.seed"]) for run in cells} == {
         (method, seed) for method in ("kd", "dist") for seed in ("0", "1")
     }
     assert {run.tags["mlflow.parentRunId"] for run in cells} == {result.run_id}
-    controls = find_runs(client, role="control")
+    controls = find_runs(client, tags={}, role="control")
     assert len(controls) == 2
     assert all("mlflow.parentRunId" not in run.tags for run in controls)
-    assert len(find_runs(client, role="teacher")) == 1
+    assert len(find_runs(client, tags={}, role="teacher")) == 1
     for row in result.rows:
         runs = [read_run(client, run_id) for run_id in row["runs"]]
         mean = sum(run.metrics["test/accuracy"] for run in runs) / len(runs)
@@ -67,16 +67,16 @@ def test_methods_are_held_against_the_control_under_equal_conditions(place, conf
 
     again = compare(config(methods="kd,dist", seeds=2))
     assert [row["runs"] for row in again.rows] == [row["runs"] for row in result.rows]
-    assert len(find_runs(client, role="student")) == 4
+    assert len(find_runs(client, tags={}, role="student")) == 4
     wider = compare(config(methods="kd,dist,fnkd", seeds=1, method_options={"dist": {"beta": 2.0}}))
-    assert len(find_runs(client, role="student")) == 6
+    assert len(find_runs(client, tags={}, role="student")) == 6
     assert {row["method"] for row in wider.rows} == {"labels", "kd", "dist", "fnkd"}
 
 
 def test_a_method_that_cannot_is_refused_by_name_and_left_out_of_all(place, config):
     with pytest.raises(InputError, match="iakd"):
         compare(config(methods="kd,iakd"))
-    assert find_runs(connect(place.uri), role="teacher") == []
+    assert find_runs(connect(place.uri), tags={}, role="teacher") == []
     with pytest.raises(InputError, match="no method 'magic'"):
         compare(config(methods="magic"))
     with pytest.raises(InputError, match="--dist-magic"):
@@ -97,17 +97,17 @@ def test_a_killed_comparison_goes_on_where_it_stopped(place: Place, photos):
     options = ["compare", "--data", str(photos), *QUICK, "--epochs", "12", "--methods", "kd,dist", "--json"]
     process = place.start(*options)
     client = connect(place.uri)
-    while not (running := find_runs(client, role="student")) or "val/accuracy" not in running[0].metrics:
+    while not (running := find_runs(client, tags={}, role="student")) or "val/accuracy" not in running[0].metrics:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     result = json.loads(place.run(*options, "--resume"))
     assert read_run(client, result["run_id"]).status == "FINISHED"
-    assert len(find_runs(client, role="compare")) == 1
-    students = find_runs(client, role="student")
+    assert len(find_runs(client, tags={}, role="compare")) == 1
+    students = find_runs(client, tags={}, role="student")
     assert {run.run_id for run in running} <= {run.run_id for run in students}
     assert [run.status for run in students] == ["FINISHED", "FINISHED"]
-    assert len(find_runs(client, role="teacher")) == len(find_runs(client, role="control")) == 1
+    assert len(find_runs(client, tags={}, role="teacher")) == len(find_runs(client, role="control")) == 1
     text = place.run(*options[:-1], "--csv")
     assert text.startswith("data,method,")
