@@ -108,6 +108,6 @@ def test_a_killed_comparison_goes_on_where_it_stopped(place: Place, photos):
     students = find_runs(client, tags={}, role="student")
     assert {run.run_id for run in running} <= {run.run_id for run in students}
     assert [run.status for run in students] == ["FINISHED", "FINISHED"]
-    assert len(find_runs(client, tags={}, role="teacher")) == len(find_runs(client, role="control")) == 1
+    assert len(find_runs(client, tags={}, role="teacher")) == len(find_runs(client, tags={}, role="control")) == 1
     text = place.run(*options[:-1], "--csv")
     assert text.startswith("data,method,")
