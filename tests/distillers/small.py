@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -11,7 +13,7 @@ class Small(nn.Module):
     def __init__(self, num_classes: int, blocks: int) -> None:
         super().__init__()
         widths = (16, 24, 32, 48, 64)
-        stages = [_stage(*pair, blocks) for pair in zip(widths, widths[1:], strict=False)]
+        stages = [_stage(*pair, blocks) for pair in pairwise(widths)]
         self.features = nn.Sequential(_unit(3, widths[0], 1), *stages)
         self.classifier = nn.Linear(widths[-1], num_classes)
 
