@@ -130,6 +130,8 @@ def distill(as_json: bool, resume: str | None, **values: Any) -> None:
 @_json
 def compare(as_json: bool, as_csv: bool, resume: str | None, **values: Any) -> None:
     """Compare methods over seeds and data sets with the labels-only control, and say whether it is more than chance."""
+    if as_json and as_csv:
+        raise InputError("Give --json or --csv, not both.")
     config, resume = _resumable("compare", values, resume)
     from kd_mlflow.entrypoints.compare import compare as run
     from kd_mlflow.entrypoints.show import compared

@@ -199,7 +199,11 @@ class MethodChoice(Options):
     """By which method, and its options."""
 
     method: str = option(
-        "kd", "The distillation method; `kd-mlflow methods` lists them.", panel="Distillation", common=True
+        "kd",
+        "The distillation method; `kd-mlflow methods` lists them, and `kd-mlflow methods dkd` the options of one "
+        "(--dkd-beta 2).",
+        panel="Distillation",
+        common=True,
     )
     temperature: float | None = option(
         None,
@@ -229,7 +233,11 @@ class ComparisonOptions(Options):
         ("digits",), "Data as for distill; several repeat the comparison on each.", panel="Data", common=True
     )
     methods: Names = option(
-        ("kd",), "Methods with commas between, or all.", panel="Distillation", common=True, min_length=1
+        ("kd",),
+        "Methods with commas between, or all; their options are --METHOD-OPTION (--dkd-beta 2).",
+        panel="Distillation",
+        common=True,
+        min_length=1,
     )
     seeds: int = option(
         1, "How many seeds each method is trained with, from --seed on.", panel="Training", common=True, ge=1, le=1000
@@ -410,7 +418,7 @@ def resolve(
 ) -> Options:
     """Defaults, then the preset, then the file, then what was given, validated.
 
-    Without a preset or a file, ``quick`` is used to prepare and train on the built-in digits. A key that
+    Without a preset, ``quick`` is used to prepare and train on the built-in digits. A key that
     belongs to another command is passed over (one preset serves all); one that no command knows is an error.
 
     Raises
@@ -420,7 +428,8 @@ def resolve(
     """
     from_file = _read_yaml(file) if file else {}
     trains = model is not EvaluateConfig
-    if preset is None and file is None and trains and given.get("data", "digits") in ("digits", ("digits",)):
+    data = given.get("data", from_file.get("data", "digits"))
+    if preset is None and trains and data in ("digits", ("digits",), ["digits"]):
         preset = "quick"
     from_preset = _read_yaml(_preset_path(preset)) if preset else {}
     known = {name for command in COMMANDS.values() for name in command.model_fields}

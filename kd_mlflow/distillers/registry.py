@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from kd_mlflow.config import preset_names
 from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.names import METHODS, foreign, method_names
 from kd_mlflow.distillers.options import MethodOptions, SoftTargetOptions
@@ -28,7 +29,8 @@ def method_class(method: str) -> type[Distiller]:
         module, _, name = METHODS[method].partition(":")
         return getattr(importlib.import_module(f"kd_mlflow.distillers.{module}"), name)
     if method not in foreign():
-        raise InputError(f"There is no method '{method}'; choose one of {', '.join(method_names())}.")
+        hint = f" There is a preset of that name: --preset {method}." if method in preset_names() else ""
+        raise InputError(f"There is no method '{method}'; choose one of {', '.join(method_names())}.{hint}")
     point = foreign()[method]
     try:
         found = point.load()
@@ -53,7 +55,10 @@ def method_options(
     values = dict(given)
     for name, value in (("temperature", temperature), ("alpha", alpha)):
         if value is not None and not takes_common(method, name):
-            raise InputError(f"The method '{method}' has no --{name}; `kd-mlflow methods {method}` lists its options.")
+            own = f" beside its own --{method}-{name}" if name in model.model_fields else ""
+            raise InputError(
+                f"The method '{method}' has no common --{name}{own}; `kd-mlflow methods {method}` lists its options."
+            )
         if value is not None:
             values.setdefault(name, value)
     try:

@@ -26,11 +26,17 @@ from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_t
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import GuardError, InputError
-from kd_mlflow.reports.comparison import Cell, Comparison, LeftOut
+from kd_mlflow.reports.comparison import METRICS, Cell, Comparison, LeftOut
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.tracking.runs import RunWriter, find_runs, read_json, read_run
 
 ALL = "all"
+_CSV_COLUMNS = [
+    *("data", "method", "evidence", "seeds", "runs"),
+    *(f"{part}/{key}" for key in METRICS for part in ("mean", "sd")),
+    *(f"{name}/{part}" for name in ("minus_control", "minus_kd") for part in ("mean", "low", "high", "seeds")),
+    "minus_control_val",
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class CompareResult:
         """The rows with one column a figure."""
         flat = [_flat(row) for row in self.rows]
         out = io.StringIO()
-        writer = csv.DictWriter(out, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+        writer = csv.DictWriter(out, _CSV_COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(flat)
         return out.getvalue()

@@ -57,11 +57,11 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
     GuardError
         The loss became non-finite.
     """
-    session = Session.open(config, terminal or Terminal(quiet=True))
     config = with_resolved_method(config)
+    wants_teacher = takes_teacher(config)
+    session = Session.open(config, terminal or Terminal(quiet=True))
     key = ("kd.request", request_fingerprint(config, session.store.digest))
     plan = student_recipe(config, session.precision)
-    wants_teacher = takes_teacher(config)
     check(session, plan, prospective_teachers(session, config) if wants_teacher else [])
     name = f"student {config.student} {config.method}"
     with open_run(session, "student", key, resume=resume, owner=True, name=name, plan=plan) as writer:
@@ -82,18 +82,23 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
 
 
 def takes_teacher(config: DistillConfig) -> bool:
-    """Whether the method learns from a teacher at all.
+    """Whether the method learns from a teacher at all; known before any data is touched.
 
     Raises
     ------
     InputError
-        It does not, and one was asked for.
+        It takes fewer or more teachers than were asked for.
     """
-    if method_class(config.method).teacher_count[1] or config.method == CONTROL:
-        return True
-    if config.teacher != ("auto",):
+    if config.method == CONTROL:
+        raise InputError("The method 'labels' has no teacher; use `kd-mlflow student` for it.")
+    fewest, most = method_class(config.method).teacher_count
+    if most == 0 and config.teacher == ("auto",):
+        return False
+    if most == 0:
         raise InputError(f"The method '{config.method}' learns without a teacher; leave out --teacher.")
-    return False
+    if not fewest <= len(config.teacher) <= most:
+        raise InputError(f"The method '{config.method}' takes {most} teacher, not {len(config.teacher)}.")
+    return True
 
 
 def _teachers(session: Session, writer: RunWriter, config: DistillConfig, resume: str | None) -> list[Teacher]:

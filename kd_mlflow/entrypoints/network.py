@@ -13,7 +13,6 @@ from torch import Tensor
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training_batches
 from kd_mlflow.distillers.base import Context, Distiller
-from kd_mlflow.distillers.names import CONTROL
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.session import Session
@@ -87,7 +86,7 @@ def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers:
     task = _task(session, recipe, build_network(session, recipe), models)
     writer.start_system_metrics()
     try:
-        with session.terminal.training(recipe.role) as lines, ResourceMeter(session.device) as meter:
+        with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
             before, fitted = _fit(task, folder, Several([_Recorder(writer), lines]))
     except NonFiniteLoss as stop:
         paths = [session.store.path_of(index) for index in stop.samples]
@@ -131,14 +130,11 @@ def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | Non
         The architecture, its weights or the method cannot be had, or not with these networks.
     """
     fewest, most = method_class(recipe.method).teacher_count
-    if recipe.role == "student" and recipe.method == CONTROL:
-        raise InputError("The method 'labels' has no teacher; use `kd-mlflow student` for it.")
     student = build_network(session, recipe)
     if teachers is None:
         return
     if not fewest <= len(teachers) <= most:
-        takes = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        raise InputError(f"The method '{recipe.method}' takes {takes} teachers, not {len(teachers)}.")
+        raise InputError(f"The method '{recipe.method}' takes {most} teacher, not {len(teachers)}.")
     task = _task(session, recipe, student, teachers)
     Tapped(task.distiller.training_student(student), task.distiller.needs)
 
@@ -181,6 +177,11 @@ def network_spec(session: Session, recipe: Recipe) -> ModelSpec:
         dropout=recipe.dropout,
         squeeze_excitation=recipe.squeeze_excitation,
     )
+
+
+def _label(recipe: Recipe) -> str:
+    """What the lines of a training begin with: of students there may be many in one command."""
+    return f"{recipe.role} ({recipe.method}, seed {recipe.seed})" if recipe.role == "student" else recipe.role
 
 
 def _parameters(model: Classifier) -> int:

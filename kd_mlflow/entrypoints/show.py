@@ -62,11 +62,9 @@ def predictions(result: dict[str, Any]) -> Grid:
 
 
 RANKED = {
-    "val/accuracy": "accuracy,\nvalidation",
-    "test/accuracy": "accuracy,\ntest",
-    "test/macro_f1": "F1 (macro),\ntest",
-    "test/calibration_error": "calibration\nerror",
-    "test/teacher_agreement": "agreement\nwith teacher",
+    "val/accuracy": "val",
+    "test/accuracy": "test",
+    "test/macro_f1": "F1",
     "efficiency/training_seconds_per_batch": "s a\nbatch",
 }
 
@@ -80,18 +78,20 @@ def compared(result: dict[str, Any]) -> Group:
             if row["data"] == dataset["data"]:
                 figures = [_spread(row["mean"].get(key), row["sd"].get(key)) for key in RANKED]
                 rows.append([row["method"], *figures, _difference(row["minus_control"]), _difference(row["minus_kd"])])
-        header = ["", *RANKED.values(), "test accuracy\n− control", "test accuracy\n− kd"]
+        header = ["", *RANKED.values(), "test\n− control", "test\n− kd"]
         parts += [_grid(header, rows, f"{dataset['data']}, run {result['run_id']}"), Text(dataset["verdict"])]
         parts += [Text(f"{one['method']}: left out. {one['reason']}") for one in dataset["left_out"]]
     return Group(*parts)
 
 
 def _spread(mean: float | None, deviation: float | None) -> str:
-    return _number(mean) if deviation is None or mean is None else f"{_number(mean)} ± {_number(deviation)}"
+    if mean is None:
+        return ""
+    return f"{mean:.3f}" if deviation is None else f"{mean:.3f}\n±{deviation:.3f}"
 
 
 def _difference(value: dict[str, Any] | None) -> str:
-    return "" if value is None else f"{value['mean']:+.4f}\n({value['low']:+.4f} … {value['high']:+.4f})"
+    return "" if value is None else f"{value['mean']:+.3f}\n{value['low']:+.3f} … {value['high']:+.3f}"
 
 
 def method_list(methods: list[dict[str, Any]]) -> Group | Grid:
