@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def main(image_size: int, batch_size: int, steps: int, rounds: int, write: Path 
         click.echo(json.dumps(_memory(config, memory_of)))
         return
     seconds = _seconds(config, steps, rounds)
-    memory = {name: _memory_in_a_process(name, image_size, batch_size) for name in NAMES}
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda name: _memory_in_a_process(name, image_size, batch_size), NAMES)
+        memory = dict(zip(NAMES, found, strict=True))
     made = "\n".join([*_table(seconds, memory), "", _machine(config)])
     if write is None:
         click.echo(made)

@@ -26,7 +26,7 @@ def render(
     for comparison in comparisons:
         parts += _dataset(comparison, pngs, f"{comparison.data}_" if several else "")
     if several:
-        parts += ["<h2>Gain and data</h2>", f'<div class="scroll">{gain_table(comparisons).to_html()}</div>']
+        parts += ["<h2>Gain and data</h2>", f'<div class="scroll lines">{gain_table(comparisons).to_html()}</div>']
         parts += [picture(pngs["gains"], "gains")] if "gains" in pngs else []
     if notes:
         parts += ["<h2>Notes</h2>", *[f'<p class="note">{html.escape(note)}</p>' for note in notes]]
@@ -48,7 +48,7 @@ def _dataset(comparison: Comparison, pngs: Mapping[str, bytes], prefix: str) -> 
         facts += "" if validation is None else f", {validation:.2%} on validation"
     parts = [f"<h2>{html.escape(comparison.data)}</h2>", f"<p>{html.escape(verdict(own))}</p>"]
     parts += [f'<p class="small">{html.escape(facts)}.</p>']
-    parts += [f'<div class="scroll">{comparison_table(own).to_html()}</div>']
+    parts += [f'<div class="scroll lines">{comparison_table(own).to_html()}</div>']
     if comparison.left_out:
         items = "".join(f"<li>{html.escape(one.method)}: {html.escape(one.reason)}</li>" for one in comparison.left_out)
         parts += ["<h3>Left out</h3>", f"<ul>{items}</ul>"]

@@ -19,7 +19,7 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-
 table { border-collapse: collapse; font-size: .88rem; } th, td { padding: .22rem .7rem; text-align: right;
         border-bottom: 1px solid #eee; } th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #999; } tbody tr:hover { background: #f5f8fb; }
-.scroll { overflow-x: auto; } td:first-child { white-space: nowrap; }
+.scroll { overflow-x: auto; } .lines td { white-space: nowrap; } td:first-child { white-space: nowrap; }
 img { max-width: 100%; height: auto; } img.wide { max-width: none; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 .note { border-left: 3px solid #d95f0e; padding-left: .7rem; }
