@@ -172,7 +172,8 @@ def test_the_student_is_pulled_trained_on_and_predicts(distilled, photos, tmp_pa
 
 def test_every_loader_names_the_same_classes_without_pickle(distilled, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    mlflow.set_tracking_uri(distilled.uri)
+    # Not set_tracking_uri, which would hold for every later test of the process.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", distilled.uri)
     folder = tmp_path / "student"
     distilled.run("pull", "models:/photos-student/1", str(folder))
     file = sorted((photos / "amber").glob("*.jpg"))[0]
