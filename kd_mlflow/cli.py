@@ -41,7 +41,7 @@ def cli(verbose: bool) -> None:
 
 
 class _ConfigCommand(click.RichCommand):
-    """Takes its options from config.py, and that only when it is called, so that --help stays quick."""
+    """Takes its options from the config package, and that only when it is called, so that --help stays quick."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from kd_mlflow.options import model_options
@@ -141,6 +141,48 @@ def compare(as_json: bool, as_csv: bool, resume: str | None, **values: Any) -> N
         click.echo(result.to_csv(), nl=False)
     else:
         _print(result.to_json(), as_json, compared)
+
+
+@_config_command
+@click.option("--status", "show", is_flag=True, panel="Options", help="Only say how far the study is.")
+@click.option("--stop", is_flag=True, panel="Options", help="Ask every worker to stop at its next epoch.")
+@click.option(
+    "--render",
+    type=click.Choice(["slurm", "kubernetes"]),
+    default=None,
+    panel="Options",
+    help="Print a launch file for --workers workers on a cluster.",
+)
+@_json
+def search(show: bool, stop: bool, render: str | None, as_json: bool, **values: Any) -> None:
+    """Search temperature, alpha, learning rate and more over real distillations, and register the best student."""
+    config = _config("search", values)
+    if sum([show, stop, render is not None]) > 1:
+        raise InputError("Give one of --status, --stop and --render.")
+    from kd_mlflow.entrypoints.search import launch_file, look_at_study, stop_study
+    from kd_mlflow.entrypoints.search import search as run
+    from kd_mlflow.entrypoints.show import searched, study_status
+
+    if show:
+        _print(look_at_study(config), as_json, study_status)
+    elif stop:
+        _print({"study": stop_study(config)}, as_json, lambda r: f"{r['study']} stops at every worker's next epoch.")
+    elif render:
+        click.echo(launch_file(config, render), nl=False)
+    else:
+        result = run(config, terminal=_terminal())
+        _print(result.to_json(), as_json, searched)
+        if result.ending == "interrupted":
+            raise KeyboardInterrupt
+
+
+@_config_command
+def search_worker(**values: Any) -> None:
+    """Do trials of a study that `search` started, here or on another machine, until it has them all."""
+    config = _config("search-worker", values)
+    from kd_mlflow.entrypoints.search_worker import work
+
+    work(config, terminal=_terminal())
 
 
 @cli.command()
@@ -296,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _interrupt)
-    if os.environ.get("MLFLOW_RUN_ID"):
+    if os.environ.get("MLFLOW_RUN_ID") or os.environ.get("KD_MLFLOW_STOP_WITH"):
         from kd_mlflow.entrypoints.parent import stop_with_parent
 
         stop_with_parent()
@@ -308,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("Interrupted; --resume goes on from the last checkpoint.", 130)
+        code = _fail("Interrupted; --resume (for a search: the same command) goes on from the last checkpoint.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -1,9 +1,9 @@
-"""From the fields of config.py's models to click options: the one mechanism, for every command."""
+"""From the fields of the models in config to click options: the one mechanism, for every command."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -15,7 +15,7 @@ from kd_mlflow.config import COMMANDS, Options, preset_names, resolve
 from kd_mlflow.distillers.names import method_names
 from kd_mlflow.errors import InputError
 
-PANELS = ["Options", "Data", "Models", "Distillation", "Training", "Augmentation", "Run"]
+PANELS = ["Options", "Search", "Data", "Models", "Distillation", "Training", "Augmentation", "Run"]
 
 
 @lru_cache
@@ -119,7 +119,7 @@ def _click_options(name: str, field: FieldInfo) -> list[click.Option]:
     shown = _shown_default(field.default)
     text = f"{field.description} [default: {shown}]" if shown else field.description
     if kind == tuple[str, ...]:
-        several = {"multiple": True, "callback": _joined, "metavar": "TEXT"}
+        several = {"multiple": True, "callback": _joined(field), "metavar": "TEXT"}
         return [click.RichOption([flag, name], type=click.STRING, help=text, panel=panel, **several)]
     if kind is not bool:
         return [click.RichOption([flag, name], type=_click_type(kind), callback=_empty_is_none, help=text, panel=panel)]
@@ -158,9 +158,14 @@ def _empty_is_none(context: click.Context, parameter: click.Parameter, value: An
     return None if value == "" else value
 
 
-def _joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+def _joined(field: FieldInfo) -> Callable[..., str | None]:
     """An option given several times is one list."""
-    return ",".join(value for value in values if value) or None
+    separator = field.json_schema_extra["separator"]
+
+    def join(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+        return separator.join(value for value in values if value) or None
+
+    return join
 
 
 class _Known(click.Choice):

@@ -9,26 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from kd_mlflow.config import CompareConfig, DistillConfig
 from kd_mlflow.distillers.names import CONTROL, method_names
 from kd_mlflow.distillers.registry import method_class
-from kd_mlflow.entrypoints.comparisons import record_comparison, report_rows
+from kd_mlflow.entrypoints.comparisons import cell_of, record_comparison, report_rows
 from kd_mlflow.entrypoints.fingerprint import request_fingerprint
 from kd_mlflow.entrypoints.network import check
 from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
-from kd_mlflow.entrypoints.record import record_setup, view_of
+from kd_mlflow.entrypoints.record import record_setup
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
-from kd_mlflow.entrypoints.students import student_fingerprint, teacher_tags, train_student_under
+from kd_mlflow.entrypoints.students import teacher_tags, train_or_reuse_student
 from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import GuardError, InputError
 from kd_mlflow.reports.comparison import METRICS, Cell, Comparison, LeftOut
-from kd_mlflow.reports.data import RunView
-from kd_mlflow.tracking.runs import RunWriter, find_runs, read_json, read_run
+from kd_mlflow.tracking.runs import RunWriter, read_run
 
 ALL = "all"
 _CSV_COLUMNS = [
@@ -166,15 +163,16 @@ def _one_dataset(
     for seed in range(config.seed, config.seed + config.seeds):
         seeded = {m: cell.model_copy(update={"seed": seed}) for m, cell in cells.items() if m not in refused}
         control = train_or_reuse(session, next(iter(seeded.values())), "control", resume=others)
-        finished.append(_cell(session, control, CONTROL, seed))
+        finished.append(cell_of(session, control, CONTROL, seed))
         for method, cell in seeded.items():
             try:
-                view = _train_or_reuse(session, writer, cell, teachers if _taught(method) else [], control, others)
+                taught = teachers if _taught(method) else []
+                view = train_or_reuse_student(session, writer, cell, taught, control, others)
             except GuardError as error:
                 session.terminal.warn(f"{method}, seed {seed}: {error}")
                 left_out.append(LeftOut(method, f"Seed {seed}: {error}"))
             else:
-                finished.append(_cell(session, view, method, seed))
+                finished.append(cell_of(session, view, method, seed))
             gc.collect()
     store = session.store
     return Comparison(
@@ -197,38 +195,6 @@ def _teachers(session: Session, writer: RunWriter, cell: DistillConfig, resume: 
     teachers = find_teachers(session, cell, resume=resume, fixed=chosen)
     writer.tags({tag: teacher_tags(teachers)["kd.teacher"]})
     return teachers
-
-
-def _train_or_reuse(
-    session: Session,
-    parent: RunWriter,
-    cell: DistillConfig,
-    teachers: list[Teacher],
-    control: RunView,
-    resume: str | None,
-) -> RunView:
-    """One cell: the finished run of the same fingerprint, or one trained now, nested under the comparison."""
-    plan = student_recipe(cell, session.precision)
-    key = ("kd.fingerprint", student_fingerprint(session, plan, teachers))
-    if cell.reuse:
-        for run in find_runs(session.client, tags=dict([key]), role="student", status="FINISHED"):
-            session.terminal.say(f"Reusing the finished {cell.method}, seed {cell.seed}, of run {run.run_id}")
-            return view_of(session.client, run.run_id)
-    name = f"{cell.method} seed {cell.seed}"
-    with open_run(
-        session, "student", key, resume=resume, owner=False, name=name, plan=plan, parent_run_id=parent.run_id
-    ) as writer:
-        record_setup(session, writer, cell)
-        writer.tags(teacher_tags(teachers) | {"kd.control_run_id": control.run_id})
-        views, _ = train_student_under(session, writer, cell, plan, teachers, control, [])
-    return views[-1]
-
-
-def _cell(session: Session, view: RunView, method: str, seed: int) -> Cell:
-    said = read_json(session.client, view.run_id, "predictions.json")["test"]
-    evidence = "" if method == CONTROL else method_class(method).source.evidence
-    predicted, labels = np.asarray(said["predicted"]), np.asarray(said["label"])
-    return Cell(method, seed, view.run_id, view.metrics, predicted, labels, evidence)
 
 
 def _taught(method: str) -> bool:

@@ -7,12 +7,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from kd_mlflow.config import CompareConfig, to_yaml
+from kd_mlflow.distillers.names import CONTROL
+from kd_mlflow.distillers.registry import method_class
+from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.reports import comparison_figures as figures
-from kd_mlflow.reports.comparison import Comparison, comparison_table, gain_rows, gain_table, rows, verdict, winner
+from kd_mlflow.reports.comparison import (
+    Cell,
+    Comparison,
+    comparison_table,
+    gain_rows,
+    gain_table,
+    rows,
+    verdict,
+    winner,
+)
 from kd_mlflow.reports.comparison_html import render
+from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.figures import to_png
-from kd_mlflow.tracking.runs import RunWriter
+from kd_mlflow.tracking.runs import RunWriter, read_json
 
 PROGRESS = {"val/accuracy": "val_accuracy", "test/accuracy": "test_accuracy"}
 
@@ -66,6 +81,14 @@ def record_comparison(writer: RunWriter, config: CompareConfig, comparisons: Seq
         (folder / "report.html").write_text(page, encoding="utf-8")
         writer.artifact(folder)
     writer.final_metrics(metrics)
+
+
+def cell_of(session: Session, view: RunView, method: str, seed: int) -> Cell:
+    """A finished run as a cell."""
+    said = read_json(session.client, view.run_id, "predictions.json")["test"]
+    evidence = "" if method == CONTROL else method_class(method).source.evidence
+    predicted, labels = np.asarray(said["predicted"]), np.asarray(said["label"])
+    return Cell(method, seed, view.run_id, view.metrics, predicted, labels, evidence)
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:

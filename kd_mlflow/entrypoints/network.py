@@ -25,7 +25,7 @@ from kd_mlflow.models.zoo import build, normalization_for
 from kd_mlflow.tracking.runs import RunWriter
 from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow, file_sha256
 from kd_mlflow.training.loop import Fit, NonFiniteLoss, Task, fit
-from kd_mlflow.training.observer import Several, Silent
+from kd_mlflow.training.observer import Observer, Several, Silent
 from kd_mlflow.training.teachers import LiveTeacher
 
 log = logging.getLogger(__name__)
@@ -81,13 +81,45 @@ def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers:
     GuardError
         The loss became non-finite; the samples of the batch are recorded.
     """
-    folder = CheckpointFolder(session.checkpoints(writer.run_id))
+    folder = session.checkpoints(writer.run_id)
     models = [teacher.model for teacher in teachers]
-    task = _task(session, recipe, build_network(session, recipe), models)
     writer.start_system_metrics()
     try:
+        fitted, distiller, usage = fit_network(session, recipe, writer, models)
+    finally:
+        writer.stop_system_metrics()
+    verdict = judge(session, fitted.best, recipe, models[0] if models else None)
+    others = judge_alternatives(session, fitted, distiller, recipe.batch_size)
+    for model in models:
+        model.cpu()
+    save_model(folder / "model", fitted.best, run_id=writer.run_id)
+    save_model(folder / "last", fitted.last, run_id=writer.run_id, program=False)
+    digest = file_sha256(folder / "model" / "model.safetensors")
+    network = Network(fitted.best, writer.run_id, folder / "model", digest)
+    extra = sum(parameter.numel() for parameter in distiller.parameters())
+    extra += _parameters(fitted.trained) - _parameters(fitted.best)
+    return Trained(network, fitted, verdict, usage, folder / "last", others, extra, distiller.source.evidence)
+
+
+def fit_network(
+    session: Session,
+    recipe: Recipe,
+    writer: RunWriter,
+    teachers: Sequence[Classifier],
+    observers: Sequence[Observer] = (),
+) -> tuple[Fit, Distiller, Usage]:
+    """The training alone, every epoch recorded; with the distiller as it ended, and what the training used.
+
+    Raises
+    ------
+    GuardError
+        As :func:`train_network`, or the device's memory does not hold a step.
+    """
+    folder = CheckpointFolder(session.checkpoints(writer.run_id))
+    task = training_task(session, recipe, build_network(session, recipe), teachers)
+    try:
         with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
-            before, fitted = _fit(task, folder, Several([_Recorder(writer), lines]))
+            before, fitted = _fit(task, folder, Several([_Recorder(writer), lines, *observers]))
     except NonFiniteLoss as stop:
         paths = [session.store.path_of(index) for index in stop.samples]
         writer.json(
@@ -99,21 +131,8 @@ def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers:
         raise GuardError(
             f"The device's memory does not hold a step of {recipe.batch_size} images; try --batch-size {half}."
         ) from None
-    finally:
-        writer.stop_system_metrics()
-    verdict = judge(session, fitted.best, recipe, models[0] if models else None)
-    others = judge_alternatives(session, fitted, task.distiller, recipe.batch_size)
-    for model in models:
-        model.cpu()
-    save_model(folder.path / "model", fitted.best, run_id=writer.run_id)
-    save_model(folder.path / "last", fitted.last, run_id=writer.run_id, program=False)
-    digest = file_sha256(folder.path / "model" / "model.safetensors")
-    network = Network(fitted.best, writer.run_id, folder.path / "model", digest)
     images = task.steps_per_epoch * min(recipe.batch_size, len(session.store.splits["train"])) * len(fitted.history)
-    extra = sum(parameter.numel() for parameter in task.distiller.parameters())
-    extra += _parameters(fitted.trained) - _parameters(fitted.best)
-    usage = _whole(meter.usage(images), before)
-    return Trained(network, fitted, verdict, usage, folder.path / "last", others, extra, task.distiller.source.evidence)
+    return fitted, task.distiller, _whole(meter.usage(images), before)
 
 
 def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | None = None) -> None:
@@ -135,7 +154,7 @@ def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | Non
         return
     if not fewest <= len(teachers) <= most:
         raise InputError(f"The method '{recipe.method}' takes {most} teacher, not {len(teachers)}.")
-    task = _task(session, recipe, student, teachers)
+    task = training_task(session, recipe, student, teachers)
     Tapped(task.distiller.training_student(student), task.distiller.needs)
 
 
@@ -188,7 +207,8 @@ def _parameters(model: Classifier) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _task(session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Classifier]) -> Task:
+def training_task(session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Classifier]) -> Task:
+    """What the loop needs to train by the recipe."""
     store, device = session.store, session.device
     train = store.splits["train"]
     context = Context(

@@ -10,13 +10,23 @@ import time
 import psutil
 
 SECONDS = 1.0
+# The id of a process to end with, for the workers that a search starts.
+STOP_WITH = "KD_MLFLOW_STOP_WITH"
 
 
 def stop_with_parent() -> None:
-    """Watch the `mlflow run` above this process; once it is gone, end as if by SIGTERM."""
-    above = _up_to_mlflow()
+    """Watch the `mlflow run` or the search above this process; once it is gone, end as if by SIGTERM."""
+    above = _named() or _up_to_mlflow()
     if above:
         threading.Thread(target=_watch, args=(above,), name="parent-watch", daemon=True).start()
+
+
+def _named() -> list[psutil.Process]:
+    """The process that this one was told to end with, taken out of the environment."""
+    try:
+        return [psutil.Process(int(os.environ.pop(STOP_WITH, "")))]
+    except (ValueError, psutil.Error):
+        return []
 
 
 def _up_to_mlflow() -> list[psutil.Process]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.loading import evaluation_batches
-from kd_mlflow.entrypoints.network import Trained
+from kd_mlflow.entrypoints.network import Network
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.tracking.registry import Registered, register
 from kd_mlflow.tracking.runs import read_run
@@ -17,22 +18,30 @@ from kd_mlflow.tracking.runs import read_run
 CHECK_IMAGES = 8
 
 
-def register_network(session: Session, trained: Trained, recipe: Recipe) -> Registered:
-    """Register as NAME-teacher or NAME-student; alias champion only if it beats the champion."""
-    network = trained.network
+def register_network(
+    session: Session, network: Network, recipe: Recipe, metrics: Mapping[str, float], evidence: str
+) -> Registered:
+    """Register as NAME-teacher or NAME-student; alias champion only if it beats the champion.
+
+    Parameters
+    ----------
+    metrics:
+        Of the validation split, without a prefix.
+    evidence:
+        How sure the reading of the method is.
+    """
     images = next(evaluation_batches(session.store, "val", batch_size=CHECK_IMAGES, device=torch.device("cpu"))).images
     model = network.model.cpu().eval()
     with torch.inference_mode():
         logits = model(images)
     kind = "teacher" if recipe.role == "teacher" else "student"
-    metrics = trained.verdict.val.metrics
     tags = (
         data_tags(session)
         | model_tags(recipe)
         | {
             "kd.role": recipe.role,
             "kd.method": recipe.method,
-            "kd.evidence": trained.evidence,
+            "kd.evidence": evidence,
             "kd.run_id": network.run_id,
             "kd.parameters": str(sum(parameter.numel() for parameter in model.parameters())),
             "kd.fingerprint": read_run(session.client, network.run_id).tags["kd.fingerprint"],

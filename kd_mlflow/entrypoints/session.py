@@ -26,6 +26,8 @@ class Session:
     ----------
     experiment:
         Where runs are made; once the command's own run is open, that run's experiment.
+    checkpoint_root:
+        The folder that holds a folder of checkpoints a run.
     """
 
     config: Any
@@ -36,6 +38,7 @@ class Session:
     precision: Precision
     terminal: Terminal
     experiment: str
+    checkpoint_root: Path
 
     @classmethod
     def open(cls, config: PlaceOptions, terminal: Terminal) -> Session:
@@ -54,7 +57,7 @@ class Session:
             first = store.bad[0]
             terminal.warn(f"{len(store.bad)} files cannot be used, the first: {first.path} ({first.reason})")
         experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kd-mlflow"
-        return cls(config, place, client, store, device, precision, terminal, experiment)
+        return cls(config, place, client, store, device, precision, terminal, experiment, place / "checkpoints")
 
     @property
     def name(self) -> str:
@@ -63,4 +66,4 @@ class Session:
 
     def checkpoints(self, run_id: str) -> Path:
         """The folder of a run's checkpoints."""
-        return self.home / "checkpoints" / run_id
+        return self.checkpoint_root / run_id

@@ -51,6 +51,44 @@ def figures(result: dict[str, Any]) -> Grid:
     return _grid(["", result["split"]], rows, f"Run {result['run_id']}")
 
 
+def searched(result: dict[str, Any]) -> Group:
+    """The best of a search, and what came of it on fresh seeds."""
+    counts, best, finals = result["trials"], result["best"], result["finals"]
+    said = [f"{counts['finished']} of {counts['total']} trials ({counts['pruned']} pruned, {counts['failed']} failed)"]
+    rows = [[name, _number(value)] for name, value in {**best["values"], **best["params"]}.items()] if best else []
+    title = f"Best: trial {best['number']}" if best else "No trial is complete"
+    parts = [Text(f"Study {result['study']}: {said[0]}; run {result['run_id']}"), _grid(["", ""], rows, title)]
+    if finals:
+        header = ["", "seed", "accuracy, validation", "accuracy, test", "run"]
+        lines = []
+        for run in finals["runs"]:
+            accuracies = [_number(run[f"{split}/accuracy"]) for split in ("val", "test")]
+            lines.append([run["candidate"], str(run["seed"]), *accuracies, run["run_id"]])
+        parts += [_grid(header, lines, "On fresh seeds"), Text(finals["verdict"])]
+        if finals["registered"]:
+            parts.append(Text("Registered {name} version {version} as {alias}".format(**finals["registered"])))
+    elif result["ending"] in ("stopped", "interrupted"):
+        parts.append(Text("The same command goes on with it."))
+    return Group(*parts)
+
+
+def study_status(result: dict[str, Any]) -> Group:
+    """A study as it stands."""
+    from kd_mlflow.entrypoints.search_view import duration, trial_line
+
+    counts = result["trials"]
+    names = ("complete", "pruned", "failed", "running", "waiting", "abandoned")
+    said = ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
+    lines = [f"Study {result['study']}: {result['state']}, {counts['finished']} of {counts['total']} trials ({said})"]
+    if result["seconds_left"]:
+        lines.append(f"About {duration(result['seconds_left'])} left")
+    if result["best"]:
+        lines.append(f"Best: {trial_line(result['best'])}")
+    lines += [f"Running: {trial_line(trial)}" for trial in result["running"]]
+    lines += [f"Last: {trial_line(trial)}" for trial in result["last"]]
+    return Group(*[Text(line) for line in lines])
+
+
 def predictions(result: dict[str, Any]) -> Grid:
     """A line an image."""
     rows = [

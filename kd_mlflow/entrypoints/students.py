@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from kd_mlflow.config import DistillConfig, Recipe
 from kd_mlflow.entrypoints.fingerprint import fingerprint
 from kd_mlflow.entrypoints.network import train_network
-from kd_mlflow.entrypoints.record import record_network, record_report, view_of
+from kd_mlflow.entrypoints.recipes import student_recipe
+from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, view_of
 from kd_mlflow.entrypoints.registration import Registered, register_network
+from kd_mlflow.entrypoints.runs import open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.teachers import Teacher
 from kd_mlflow.reports.data import RunView
-from kd_mlflow.tracking.runs import RunWriter
+from kd_mlflow.tracking.runs import RunWriter, find_runs
 
 RECONSTRUCTION = "The method is a reconstruction: its source leaves choices open; its published figures do not apply."
 
@@ -36,8 +38,35 @@ def train_student_under(
     reconstructed = [RECONSTRUCTION] if trained.evidence == "reconstruction" else []
     record_report(session, writer, config, views, trained.verdict.test, [*notes, *reconstructed])
     _record_gains(writer, student, teachers[0].view if teachers else None, control)
-    registered = register_network(session, trained, plan) if config.register_model else None
+    registered = None
+    if config.register_model:
+        registered = register_network(session, trained.network, plan, trained.verdict.val.metrics, trained.evidence)
     return views, registered
+
+
+def train_or_reuse_student(
+    session: Session,
+    parent: RunWriter,
+    cell: DistillConfig,
+    teachers: Sequence[Teacher],
+    control: RunView | None,
+    resume: str | None,
+) -> RunView:
+    """The finished student of the same fingerprint, or one trained now, nested under the parent's run."""
+    plan = student_recipe(cell, session.precision)
+    key = ("kd.fingerprint", student_fingerprint(session, plan, teachers))
+    if cell.reuse:
+        for run in find_runs(session.client, tags=dict([key]), role="student", status="FINISHED"):
+            session.terminal.say(f"Reusing the finished {cell.method}, seed {cell.seed}, of run {run.run_id}")
+            return view_of(session.client, run.run_id)
+    name = f"{cell.method} seed {cell.seed}"
+    with open_run(
+        session, "student", key, resume=resume, owner=False, name=name, plan=plan, parent_run_id=parent.run_id
+    ) as writer:
+        record_setup(session, writer, cell)
+        writer.tags(teacher_tags(teachers) | ({"kd.control_run_id": control.run_id} if control else {}))
+        views, _ = train_student_under(session, writer, cell, plan, teachers, control, [])
+    return views[-1]
 
 
 def student_fingerprint(session: Session, plan: Recipe, teachers: Sequence[Teacher]) -> str:

@@ -69,7 +69,8 @@ def train_role(
         record_report(session, writer, own, [view], trained.verdict.test, [])
         registered = None
         if role == "teacher" and own.register_model:
-            registered = register_network(session, trained, plan)
+            metrics = trained.verdict.val.metrics
+            registered = register_network(session, trained.network, plan, metrics, trained.evidence)
     return view, registered
 
 

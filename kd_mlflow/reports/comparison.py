@@ -118,7 +118,7 @@ def verdict(own: Sequence[Row]) -> str:
     best = next(row for row in own if row.method == winner(own))
     said = f"By validation the best is {best.method}"
     if best.method == CONTROL:
-        said = f"No method is ahead of the labels-only control on validation ({_seeds(len(best.seeds))})"
+        said = f"No method is ahead of the labels-only control on validation ({seed_count(len(best.seeds))})"
         others = [row for row in own if row.method != CONTROL]
         if not others:
             return f"{said}."
@@ -126,8 +126,8 @@ def verdict(own: Sequence[Row]) -> str:
         said += f", {best.method} coming nearest"
     found = best.minus_control
     if found is None:
-        return f"{said} ({_seeds(len(best.seeds))}); there is no control at the same seeds."
-    interval = f"95 % interval {signed(found.low)} to {signed(found.high)} over {_seeds(found.seeds)}"
+        return f"{said} ({seed_count(len(best.seeds))}); there is no control at the same seeds."
+    interval = f"95 % interval {signed(found.low)} to {signed(found.high)} over {seed_count(found.seeds)}"
     sentence = f"{said}; on test it differs from the labels-only control by {signed(found.mean)}, {interval}"
     sentence += ": not told apart from it." if found.holds_zero else "."
     if found.seeds == 1:
@@ -193,7 +193,8 @@ def signed(value: float) -> str:
     return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")
 
 
-def _seeds(count: int) -> str:
+def seed_count(count: int) -> str:
+    """``1 seed``, ``3 seeds``."""
     return f"{count} seed{'' if count == 1 else 's'}"
 
 

@@ -282,9 +282,11 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._unfinished.alive:
+            return  # ended inside the block, with a reason of its own
         if error is not None:
             self._end(error)
-        elif self._unfinished.alive:
+        else:
             self.finish("FINISHED")
 
     def _end(self, error: BaseException) -> None:

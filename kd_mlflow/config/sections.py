@@ -1,22 +1,12 @@
-"""Every option of every command: its default, its bounds and its help stand here and nowhere else.
-
-A command's options are one frozen pydantic model, put together from sections. The command line, the
-MLproject entry points, presets and YAML files all fill the same model. A :class:`Recipe` is the part
-of it that decides the weights of one network; it is what gets fingerprinted.
-"""
+"""The sections that options of commands are put together from: every default, bound and help text."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from kd_mlflow.errors import InputError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 SEEDS = 2**32 - 1
-PRESETS = Path(__file__).parent / "presets"
 
 Role = Literal["teacher", "control", "student"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -34,15 +24,28 @@ def _split_names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 
 
+def _split_terms(value: Any) -> Any:
+    return tuple(value.replace(";", " ").split()) if isinstance(value, str) else value
+
+
+# Terms that may hold commas themselves, with blanks or semicolons between: temperature=1:20 method=kd,dkd.
+Terms = Annotated[tuple[str, ...], BeforeValidator(_split_terms)]
+
+
 class Options(BaseModel):
     """A frozen set of options that refuses names it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-def option(default: Any, text: str, *, panel: str | None, common: bool = False, **bounds: Any) -> Any:
-    """A field with its help, the panel it is listed under (None: no option of its own), whether MLproject names it."""
-    extra = {"panel": panel, "common": common}
+def option(
+    default: Any, text: str, *, panel: str | None, common: bool = False, separator: str = ",", **bounds: Any
+) -> Any:
+    """A field with its help, the panel it is listed under (None: no option of its own), whether MLproject names it.
+
+    ``separator`` stands between the values of a list that is given as several options.
+    """
+    extra = {"panel": panel, "common": common, "separator": separator}
     return Field(default=default, description=text, json_schema_extra=extra, **bounds)
 
 
@@ -278,213 +281,87 @@ class ReuseOptions(Options):
     reuse: bool = option(True, "Reuse a finished run of the same fingerprint for teacher and control.", panel="Run")
 
 
-class PrepareConfig(DataOptions):
-    """Options of `prepare`."""
+class SearchOptions(Options):
+    """What is searched, by what, and for how long."""
 
-
-class TeacherConfig(
-    DataOptions, AugmentationOptions, TrainingOptions, ModelOptions, TeacherOptions, RegistryOptions, PlaceOptions
-):
-    """Options of `teacher`."""
-
-
-class StudentConfig(DataOptions, AugmentationOptions, TrainingOptions, ModelOptions, StudentOptions, PlaceOptions):
-    """Options of `student`, which trains with labels only."""
-
-
-class DistillConfig(
-    DataOptions,
-    AugmentationOptions,
-    TrainingOptions,
-    ModelOptions,
-    TeacherOptions,
-    StudentOptions,
-    DistillationOptions,
-    MethodChoice,
-    ReuseOptions,
-    RegistryOptions,
-    PlaceOptions,
-):
-    """Options of `distill`."""
-
-
-class CompareConfig(
-    ComparisonOptions,
-    ImageOptions,
-    AugmentationOptions,
-    TrainingOptions,
-    ModelOptions,
-    TeacherOptions,
-    StudentOptions,
-    DistillationOptions,
-    ReuseOptions,
-    PlaceOptions,
-):
-    """Options of `compare`."""
-
-    def cell(self, data: str, method: str, seed: int) -> DistillConfig:
-        """What `distill` would be asked for to train one cell."""
-        shared = {name: getattr(self, name) for name in DistillConfig.model_fields if hasattr(self, name)}
-        own = {"data": data, "method": method, "seed": seed, "method_options": self.method_options.get(method, {})}
-        return DistillConfig(**{**shared, **own, "register_model": False})
-
-
-class EvaluateConfig(DataOptions, PlaceOptions):
-    """Options of `evaluate`."""
-
-    image_size: int | None = option(
-        None, "Side of the square in pixels; empty: what the model was trained at.", panel="Data", ge=16, le=1024
+    trials: int = option(
+        20,
+        "Finished trials the study shall have in all: complete, pruned or failed by an error.",
+        panel="Search",
+        common=True,
+        ge=1,
+        le=100_000,
     )
-    model: str = option(
-        "", "What to evaluate: models:/NAME@ALIAS, a run id, or a pulled folder.", panel="Models", common=True
+    search: Terms = option(
+        (),
+        "A parameter and where to look: temperature=1:20:log, batch-size=32,64, method=kd,dkd, dkd-beta=0.5:8, or one "
+        "value to fix it; several with blanks between. Changes or adds to temperature, alpha and learning rate.",
+        panel="Search",
+        common=True,
+        separator=" ",
     )
-    split: Literal["val", "test"] = option("test", "The split to measure on.", panel="Data", common=True)
-    batch_size: int = option(64, "Images a batch.", panel="Run", ge=1)
+    space: str = option("", "A YAML file with the whole space, instead of those three.", panel="Search")
+    objectives: Names = option(
+        ("val/accuracy",),
+        "A validation or efficiency metric, or several for a Pareto set; NAME:min or NAME:max where it is not plain.",
+        panel="Search",
+        common=True,
+        min_length=1,
+    )
+    constraint: Terms = option(
+        (),
+        "What a trial must keep to: efficiency/latency_ms_b1_median<5; several with blanks between.",
+        panel="Search",
+        separator=" ",
+    )
+    seeds: int = option(1, "Seeds each trial is averaged over, from --seed on.", panel="Search", ge=1, le=100)
+    final_seeds: int = option(
+        3, "Seeds, none of them the search's, on which the best is trained again; 0 for none.", panel="Search", ge=0
+    )
+    sampler: Literal["tpe", "gp", "random", "grid", "qmc", "cmaes"] = option(
+        "tpe", "How the next trial is chosen.", panel="Search", common=True
+    )
+    pruner: Literal["hyperband", "median", "percentile", "wilcoxon", "none"] = option(
+        "hyperband", "How hopeless trials are found early.", panel="Search", common=True
+    )
+    sampler_seed: int = option(0, "Seed of the sampler.", panel="Search", ge=0, le=SEEDS)
+    timeout: float = option(0.0, "Seconds after which no trial goes on; 0 for no limit.", panel="Search", ge=0)
+    heartbeat: int = option(
+        30,
+        "Seconds between two signs of life; a worker silent for four times as long is taken for dead.",
+        panel="Search",
+        ge=1,
+    )
 
 
-class Recipe(Options):
-    """All that decides the weights of one network, besides the data and its teacher."""
+class StudyOptions(Options):
+    """Where the study is kept, and its name."""
 
-    role: Role
-    architecture: str
-    weights: str
-    stem: Stem
-    squeeze_excitation: bool
-    dropout: float
-    normalization: Normalization
-    image_size: int
-    augmentation: Augmentation
-    flip: bool
-    crop_min_scale: float
-    epochs: int
-    batch_size: int
-    optimizer: Optimizer
-    learning_rate: float
-    weight_decay: float
-    momentum: float
-    schedule: Schedule
-    step_size: int
-    milestones: tuple[int, ...]
-    gamma: float
-    warmup_epochs: float
-    trunk_factor: float
-    label_smoothing: float
-    class_weights: Literal["none", "balanced"]
-    gradient_clip: float
-    patience: int
-    ema: float
-    precision: Literal["float32", "bfloat16"]
-    seed: int
-    method: str = "labels"
-    method_options: dict[str, Any] = Field(default_factory=dict)
+    study: str = option(
+        "", "Name of the study; empty: made from the data and from what is searched.", panel="Search", common=True
+    )
+    storage: str = option(
+        "",
+        "sqlite:///FILE or postgresql://… for many machines; empty: KD_MLFLOW_STORAGE, else sqlite:///optuna.db.",
+        panel="Search",
+        common=True,
+    )
+    checkpoints: str = option(
+        "",
+        "Folder or URL that all workers reach, where a trial's checkpoints lie; empty: KD_MLFLOW_HOME.",
+        panel="Search",
+    )
 
 
-def recipe(
-    config: TrainingOptions,
-    role: Role,
-    precision: Literal["float32", "bfloat16"],
-    method_options: dict[str, Any] | None = None,
-) -> Recipe:
-    """The recipe of one role out of a command's options.
+class WorkerOptions(Options):
+    """Who does the trials."""
 
-    Parameters
-    ----------
-    precision:
-        What the device resolved to.
-    method_options:
-        For a student, all options of its method.
-    """
-    values = {name: getattr(config, name) for name in Recipe.model_fields if hasattr(config, name)}
-    values |= {"role": role, "precision": precision, "method": "labels", "method_options": {}}
-    if role == "teacher":
-        values |= {"architecture": config.teacher_arch, "weights": config.teacher_weights}
-        for name in ("epochs", "learning_rate", "weight_decay"):
-            own = getattr(config, f"teacher_{name}")
-            values[name] = getattr(config, name) if own is None else own
-    else:
-        values |= {"architecture": config.student, "weights": config.student_weights}
-    if role == "student":
-        values |= {"method": config.method, "method_options": method_options or {}}
-    return Recipe(**values)
-
-
-def preset_names() -> list[str]:
-    """The presets that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def resolve(
-    model: type[Options], given: dict[str, Any], preset: str | None = None, file: Path | None = None
-) -> Options:
-    """Defaults, then the preset, then the file, then what was given, validated.
-
-    Without a preset, ``quick`` is used to prepare and train on the built-in digits. A key that
-    belongs to another command is passed over (one preset serves all); one that no command knows is an error.
-
-    Raises
-    ------
-    InputError
-        An unknown preset or key, a file that is not a mapping, or a value out of its bounds.
-    """
-    from_file = _read_yaml(file) if file else {}
-    trains = model is not EvaluateConfig
-    data = given.get("data", from_file.get("data", "digits"))
-    if preset is None and trains and data in ("digits", ("digits",), ["digits"]):
-        preset = "quick"
-    from_preset = _read_yaml(_preset_path(preset)) if preset else {}
-    known = {name for command in COMMANDS.values() for name in command.model_fields}
-    for name in {**from_preset, **from_file}:
-        if name not in known:
-            raise InputError(f"'{name}' in {file or preset} is not an option of any command.")
-    merged = {name: value for name, value in {**from_preset, **from_file}.items() if name in model.model_fields}
-    if given.get("method", merged.get("method", "kd")) != merged.get("method", "kd"):
-        # What a preset or a file says of one method is nothing to another.
-        for name in ("temperature", "alpha", "method_options"):
-            merged.pop(name, None)
-    try:
-        return model(**{**merged, **given})
-    except ValidationError as error:
-        raise InputError(_sentence(error)) from None
-
-
-COMMANDS: dict[str, type[Options]] = {
-    "prepare": PrepareConfig,
-    "teacher": TeacherConfig,
-    "student": StudentConfig,
-    "distill": DistillConfig,
-    "compare": CompareConfig,
-    "evaluate": EvaluateConfig,
-}
-
-
-def to_yaml(config: Options) -> str:
-    """The resolved options as YAML that ``--config`` reads back.
-
-    Without the tracking URI: it says where, not what, and may hold a password.
-    """
-    values = config.model_dump(mode="json", exclude={"tracking_uri"})
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _preset_path(name: str) -> Path:
-    if name not in preset_names():
-        raise InputError(f"There is no preset '{name}'; choose one of {', '.join(preset_names())}.")
-    return PRESETS / f"{name}.yaml"
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"Cannot read the configuration {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold option names with values, one a line.")
-    return {str(name).replace("-", "_"): value for name, value in content.items()}
-
-
-def _sentence(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"]).replace("_", "-")
-        parts.append(f"--{name}: {item['msg']} (got {item['input']!r})")
-    return "; ".join(parts) + "."
+    workers: int = option(
+        1,
+        "Processes on this machine that do trials; 0 leaves them to `search-worker` elsewhere.",
+        panel="Search",
+        common=True,
+        ge=0,
+        le=1024,
+    )
+    engine: Literal["processes", "ray"] = option("processes", "What starts the workers.", panel="Search")

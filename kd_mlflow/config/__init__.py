@@ -1,0 +1,51 @@
+"""Every option of every command: its default, its bounds and its help stand here and nowhere else.
+
+A command's options are one frozen pydantic model, put together from sections. The command line, the
+MLproject entry points, presets and YAML files all fill the same model. A :class:`Recipe` is the part
+of it that decides the weights of one network; it is what gets fingerprinted.
+"""
+
+from kd_mlflow.config.commands import (
+    COMMANDS,
+    CompareConfig,
+    DistillConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    SearchConfig,
+    StudentConfig,
+    TeacherConfig,
+    WorkerConfig,
+)
+from kd_mlflow.config.recipe import Recipe, recipe
+from kd_mlflow.config.resolve import preset_names, resolve, to_yaml
+from kd_mlflow.config.sections import (
+    AugmentationOptions,
+    DataOptions,
+    Options,
+    PlaceOptions,
+    Role,
+    Stem,
+)
+
+__all__ = [
+    "COMMANDS",
+    "AugmentationOptions",
+    "CompareConfig",
+    "DataOptions",
+    "DistillConfig",
+    "EvaluateConfig",
+    "Options",
+    "PlaceOptions",
+    "PrepareConfig",
+    "Recipe",
+    "Role",
+    "SearchConfig",
+    "Stem",
+    "StudentConfig",
+    "TeacherConfig",
+    "WorkerConfig",
+    "preset_names",
+    "recipe",
+    "resolve",
+    "to_yaml",
+]

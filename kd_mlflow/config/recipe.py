@@ -1,0 +1,84 @@
+"""The recipe: the part of a command's options that decides the weights of one network."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from kd_mlflow.config.sections import (
+    Augmentation,
+    Normalization,
+    Optimizer,
+    Options,
+    Role,
+    Schedule,
+    Stem,
+    TrainingOptions,
+)
+
+
+class Recipe(Options):
+    """All that decides the weights of one network, besides the data and its teacher."""
+
+    role: Role
+    architecture: str
+    weights: str
+    stem: Stem
+    squeeze_excitation: bool
+    dropout: float
+    normalization: Normalization
+    image_size: int
+    augmentation: Augmentation
+    flip: bool
+    crop_min_scale: float
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    learning_rate: float
+    weight_decay: float
+    momentum: float
+    schedule: Schedule
+    step_size: int
+    milestones: tuple[int, ...]
+    gamma: float
+    warmup_epochs: float
+    trunk_factor: float
+    label_smoothing: float
+    class_weights: Literal["none", "balanced"]
+    gradient_clip: float
+    patience: int
+    ema: float
+    precision: Literal["float32", "bfloat16"]
+    seed: int
+    method: str = "labels"
+    method_options: dict[str, Any] = Field(default_factory=dict)
+
+
+def recipe(
+    config: TrainingOptions,
+    role: Role,
+    precision: Literal["float32", "bfloat16"],
+    method_options: dict[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of one role out of a command's options.
+
+    Parameters
+    ----------
+    precision:
+        What the device resolved to.
+    method_options:
+        For a student, all options of its method.
+    """
+    values = {name: getattr(config, name) for name in Recipe.model_fields if hasattr(config, name)}
+    values |= {"role": role, "precision": precision, "method": "labels", "method_options": {}}
+    if role == "teacher":
+        values |= {"architecture": config.teacher_arch, "weights": config.teacher_weights}
+        for name in ("epochs", "learning_rate", "weight_decay"):
+            own = getattr(config, f"teacher_{name}")
+            values[name] = getattr(config, name) if own is None else own
+    else:
+        values |= {"architecture": config.student, "weights": config.student_weights}
+    if role == "student":
+        values |= {"method": config.method, "method_options": method_options or {}}
+    return Recipe(**values)

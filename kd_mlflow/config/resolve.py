@@ -1,0 +1,87 @@
+"""From presets, YAML files and what a person gave to a command's options, and back to YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from kd_mlflow.config.commands import COMMANDS, EvaluateConfig
+from kd_mlflow.config.sections import Options
+from kd_mlflow.errors import InputError
+
+PRESETS = Path(__file__).parents[1] / "presets"
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def resolve(
+    model: type[Options], given: dict[str, Any], preset: str | None = None, file: Path | None = None
+) -> Options:
+    """Defaults, then the preset, then the file, then what was given, validated.
+
+    Without a preset, ``quick`` is used to prepare and train on the built-in digits. A key that
+    belongs to another command is passed over (one preset serves all); one that no command knows is an error.
+
+    Raises
+    ------
+    InputError
+        An unknown preset or key, a file that is not a mapping, or a value out of its bounds.
+    """
+    from_file = _read_yaml(file) if file else {}
+    trains = model is not EvaluateConfig
+    data = given.get("data", from_file.get("data", "digits"))
+    if preset is None and trains and data in ("digits", ("digits",), ["digits"]):
+        preset = "quick"
+    from_preset = _read_yaml(_preset_path(preset)) if preset else {}
+    known = {name for command in COMMANDS.values() for name in command.model_fields}
+    for name in {**from_preset, **from_file}:
+        if name not in known:
+            raise InputError(f"'{name}' in {file or preset} is not an option of any command.")
+    merged = {name: value for name, value in {**from_preset, **from_file}.items() if name in model.model_fields}
+    if given.get("method", merged.get("method", "kd")) != merged.get("method", "kd"):
+        # What a preset or a file says of one method is nothing to another.
+        for name in ("temperature", "alpha", "method_options"):
+            merged.pop(name, None)
+    try:
+        return model(**{**merged, **given})
+    except ValidationError as error:
+        raise InputError(_sentence(error)) from None
+
+
+def to_yaml(config: Options) -> str:
+    """The resolved options as YAML that ``--config`` reads back.
+
+    Without the tracking URI: it says where, not what, and may hold a password.
+    """
+    values = config.model_dump(mode="json", exclude={"tracking_uri"})
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _preset_path(name: str) -> Path:
+    if name not in preset_names():
+        raise InputError(f"There is no preset '{name}'; choose one of {', '.join(preset_names())}.")
+    return PRESETS / f"{name}.yaml"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"Cannot read the configuration {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold option names with values, one a line.")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]).replace("_", "-")
+        parts.append(f"--{name}: {item['msg']} (got {item['input']!r})")
+    return "; ".join(parts) + "."

@@ -1,0 +1,134 @@
+"""Checkpoints of trials: on this machine, in a folder that many share, or mirrored to an fsspec URL."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.errors import InputError
+from kd_mlflow.training.observer import Observer, Silent
+
+log = logging.getLogger(__name__)
+
+PATTERNS = ("checkpoint-*", "best-*")
+FINGERPRINT = "fingerprint"
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of a search's trials.
+
+    Attributes
+    ----------
+    remote:
+        An fsspec file system and a path on it that every worker reaches; None where the session's own
+        folder is all there is, or is shared itself.
+    """
+
+    session: Session
+    remote: tuple[Any, str] | None = None
+
+    @classmethod
+    def open(cls, session: Session, place: str) -> Checkpoints:
+        """For ``--checkpoints``; a plain folder becomes the session's own.
+
+        Raises
+        ------
+        InputError
+            The place cannot be reached or written to.
+        """
+        if not place:
+            return cls(session)
+        try:
+            if "://" in place:
+                files, path = url_to_fs(place)
+                files.makedirs(path, exist_ok=True)
+                return cls(session, (files, path.rstrip("/")))
+            folder = Path(place).expanduser().resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"--checkpoints {place} cannot be used: {error}") from None
+        session.checkpoint_root = folder
+        return cls(session)
+
+    def continue_from(self, earlier: str | None, run_id: str, fingerprint: str) -> None:
+        """Bring the checkpoints of an earlier attempt, or this run's own from elsewhere, to where this run looks.
+
+        Those of another training are not used: code or data may have changed since.
+        """
+        own = self.session.checkpoints(run_id)
+        own.mkdir(parents=True, exist_ok=True)
+        for source in filter(None, (earlier, run_id)):
+            self._fetch(source, own)
+        mark = own / FINGERPRINT
+        if not mark.is_file() or mark.read_text(encoding="utf-8") != fingerprint:
+            for file in _files(own):
+                file.unlink()
+            mark.write_text(fingerprint, encoding="utf-8")
+
+    def mirror(self, run_id: str) -> Observer:
+        """Copies every checkpoint to where the other workers see it."""
+        return _Mirror(self, run_id) if self.remote else Silent()
+
+    def remove(self, run_id: str) -> None:
+        """Of a trial that is over nothing is kept."""
+        shutil.rmtree(self.session.checkpoints(run_id), ignore_errors=True)
+        if self.remote:
+            files, path = self.remote
+            try:
+                files.rm(f"{path}/{run_id}", recursive=True)
+            except (OSError, ValueError):
+                log.info("There was nothing of run %s to remove.", run_id)
+
+    def send(self, run_id: str) -> None:
+        """Make the remote folder like the local one: tensors first, what names them last."""
+        files, path = self.remote
+        local = {file.name: file for file in _files(self.session.checkpoints(run_id))}
+        theirs = f"{path}/{run_id}"
+        files.makedirs(theirs, exist_ok=True)
+        there = {Path(name).name: size for name, size in self._sizes(theirs).items()}
+        for name in sorted(local, key=lambda name: (name.endswith(".json"), name)):
+            if there.get(name) != local[name].stat().st_size or name == FINGERPRINT:
+                files.put_file(str(local[name]), f"{theirs}/{name}")
+        for name in there.keys() - local.keys():
+            files.rm_file(f"{theirs}/{name}")
+
+    def _fetch(self, run_id: str, own: Path) -> None:
+        folder = self.session.checkpoints(run_id)
+        if folder.is_dir() and folder != own:
+            for file in _files(folder):
+                shutil.copy2(file, own / file.name)
+        elif self.remote and not _files(own):
+            files, path = self.remote
+            for name in self._sizes(f"{path}/{run_id}"):
+                files.get_file(name, str(own / Path(name).name))
+
+    def _sizes(self, folder: str) -> dict[str, int]:
+        files = self.remote[0]
+        files.invalidate_cache()
+        return {one["name"]: one["size"] for one in files.ls(folder, detail=True)} if files.exists(folder) else {}
+
+
+class _Mirror(Silent):
+    """A copy that fails costs the others a resume, not this worker its training."""
+
+    def __init__(self, checkpoints: Checkpoints, run_id: str) -> None:
+        self.checkpoints = checkpoints
+        self.run_id = run_id
+
+    def on_checkpoint(self, path: Path) -> None:
+        try:
+            self.checkpoints.send(self.run_id)
+        except Exception as error:
+            log.warning("The checkpoint %s could not be copied to --checkpoints: %s", path.name, error)
+
+
+def _files(folder: Path) -> list[Path]:
+    names = [file for pattern in PATTERNS for file in sorted(folder.glob(pattern))]
+    return [*names, *folder.glob(FINGERPRINT)]

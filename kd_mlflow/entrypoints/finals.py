@@ -1,0 +1,147 @@
+"""The end of a search: the best and the report's defaults on fresh seeds, and who of them is registered."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kd_mlflow.config import DistillConfig
+from kd_mlflow.distillers.names import CONTROL
+from kd_mlflow.distillers.registry import method_class
+from kd_mlflow.entrypoints.comparisons import cell_of
+from kd_mlflow.entrypoints.evaluate import network_of_run
+from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
+from kd_mlflow.entrypoints.registration import register_network
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.students import train_or_reuse_student
+from kd_mlflow.entrypoints.teachers import Teacher
+from kd_mlflow.entrypoints.train import train_or_reuse
+from kd_mlflow.reports.comparison import Cell
+from kd_mlflow.reports.search import BEST, DEFAULTS, verdict
+from kd_mlflow.reports.statistics import Difference, paired_difference
+from kd_mlflow.search.ledger import FrozenTrial
+from kd_mlflow.search.study import SearchStudy
+from kd_mlflow.tracking.registry import Registered
+from kd_mlflow.tracking.runs import RunWriter
+
+
+@dataclass(frozen=True)
+class Finals:
+    """What came out on the seeds that the search did not use.
+
+    Attributes
+    ----------
+    cells:
+        Every run: the labels-only control, the report's defaults, the search's best.
+    winner:
+        ``best`` or ``defaults``, by the mean of the objective on validation.
+    config:
+        The winner's options at its best seed, as `distill --config` takes them.
+    difference:
+        Of test accuracy, best minus defaults; None if they are one.
+    """
+
+    objective: str
+    cells: tuple[Cell, ...]
+    winner: str
+    config: DistillConfig
+    difference: Difference | None
+    minus_control: Difference | None
+    registered: Registered | None
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of the objective by candidate."""
+        return {name: _mean(self.cells, name, self.objective) for name in _names(self.cells) if name != CONTROL}
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of it."""
+        return verdict(self.objective, self.means, self.winner, self.difference)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types: a row a run."""
+        return {
+            "runs": [
+                {
+                    "candidate": "control" if cell.method == CONTROL else cell.method,
+                    "seed": cell.seed,
+                    "run_id": cell.run_id,
+                    **{name: cell.metrics.get(name) for name in ("val/accuracy", "test/accuracy")},
+                }
+                for cell in self.cells
+            ],
+            "means": self.means,
+            "winner": self.winner,
+            "verdict": self.verdict,
+            "best_minus_defaults": asdict(self.difference) if self.difference else None,
+            "winner_minus_control": asdict(self.minus_control) if self.minus_control else None,
+            "registered": asdict(self.registered) if self.registered else None,
+        }
+
+
+def train_finals(
+    session: Session, study: SearchStudy, writer: RunWriter, teachers: Sequence[Teacher], best: FrozenTrial
+) -> Finals:
+    """Train the candidates and their control on fresh seeds, choose by validation, register the winner's best run.
+
+    A run that is finished already is reused, so that a search that was cut off here goes on.
+    """
+    config = study.config
+    candidates = {DEFAULTS: study.settings.report}
+    if best.user_attrs["values"] != study.settings.report:
+        candidates[BEST] = best.user_attrs["values"]
+    cells: list[Cell] = []
+    first = config.seed + config.seeds
+    for seed in range(first, first + config.final_seeds):
+        for name, values in candidates.items():
+            cell = with_resolved_method(config.trial(values, seed))
+            own = teachers[: method_class(cell.method).teacher_count[1]]
+            if name == list(candidates)[-1]:
+                control = train_or_reuse(session, cell, "control", resume="newest")
+                cells.append(cell_of(session, control, CONTROL, seed))
+            view = train_or_reuse_student(session, writer, cell, list(own), None, "newest")
+            found = cell_of(session, view, cell.method, seed)
+            cells.append(Cell(name, seed, found.run_id, found.metrics, found.predicted, found.labels, found.evidence))
+    objective = study.objectives[0]
+    sign = 1 if objective.direction == "maximize" else -1
+    winner = max(candidates, key=lambda name: (sign * _mean(cells, name, objective.name), name == DEFAULTS))
+    own = [cell for cell in cells if cell.method == winner]
+    chosen = max(own, key=lambda cell: (cell.metrics["val/accuracy"], -cell.seed))
+    final = with_resolved_method(config.trial(candidates[winner], chosen.seed))
+    registered = _register(session, final, chosen) if config.register_model else None
+    return Finals(
+        objective.name,
+        tuple(cells),
+        winner,
+        final.model_copy(update={"teacher": tuple(teacher.uri for teacher in teachers) or ("auto",)}),
+        _difference(cells, BEST, DEFAULTS),
+        _difference(cells, winner, CONTROL),
+        registered,
+    )
+
+
+def _register(session: Session, config: DistillConfig, cell: Cell) -> Registered:
+    """The finished run as a version of NAME-student."""
+    network = network_of_run(session.client, cell.run_id)
+    metrics = {name.removeprefix("val/"): value for name, value in cell.metrics.items() if name.startswith("val/")}
+    return register_network(session, network, student_recipe(config, session.precision), metrics, cell.evidence)
+
+
+def _names(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.method for cell in cells))
+
+
+def _mean(cells: Sequence[Cell], name: str, metric: str) -> float:
+    return statistics.fmean(cell.metrics[metric] for cell in cells if cell.method == name)
+
+
+def _difference(cells: Sequence[Cell], one: str, other: str) -> Difference | None:
+    """Test accuracy over the seeds that both have, paired."""
+    right = {name: {cell.seed: cell.right for cell in cells if cell.method == name} for name in (one, other)}
+    seeds = sorted(right[one].keys() & right[other].keys())
+    if not seeds:
+        return None
+    return paired_difference([right[one][seed] for seed in seeds], [right[other][seed] for seed in seeds])

@@ -1,0 +1,119 @@
+"""The words, tables and page of a search."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd_mlflow.reports.comparison import CONTROL, Cell, signed
+from kd_mlflow.reports.html import page, picture
+from kd_mlflow.reports.statistics import Difference
+from kd_mlflow.reports.tables import Table
+
+SPREAD = "± is the standard deviation over seeds. Chosen by validation; test decides nothing."
+BEST, DEFAULTS = "best", "defaults"
+LABELS = {
+    CONTROL: "control: labels only, the last candidate's other options",
+    DEFAULTS: "the source report's defaults",
+    BEST: "best of the search",
+}
+REST = {
+    "steps": "steps",
+    "last_value": "last value",
+    "seconds": "seconds",
+    "host": "host",
+    "run_id": "run",
+    "follows": "follows",
+    "error": "error",
+}
+COLUMNS = {
+    "val/accuracy": "accuracy, validation",
+    "test/accuracy": "accuracy, test",
+    "test/macro_f1": "F1 (macro), test",
+    "test/calibration_error": "calibration error, test",
+    "test/teacher_agreement": "agreement with the teacher, test",
+}
+
+
+def verdict(objective: str, means: Mapping[str, float], winner: str, difference: Difference | None) -> str:
+    """Whether the search found anything better than the report's defaults, no stronger than the figures carry."""
+    if BEST not in means:
+        return "The search found nothing better than the report's defaults; they are what is registered."
+    ours, theirs = means[BEST], means[DEFAULTS]
+    said = f"On fresh seeds the best of the search has {objective} {ours:.4f}, the report's defaults {theirs:.4f}"
+    said += "." if winner == BEST else ": the search's best does not beat them, and they are what is registered."
+    if difference is not None:
+        interval = f"95 % interval {signed(difference.low)} to {signed(difference.high)}, {difference.seeds} seeds"
+        said += f" Test accuracy differs by {signed(difference.mean)} ({interval})"
+        said += ": not told apart." if difference.holds_zero else "."
+    return said
+
+
+def final_table(cells: Sequence[Cell], teacher: Mapping[str, float]) -> Table:
+    """Control, defaults, best and teacher; spread over seeds after ±."""
+    lines = []
+    for name in dict.fromkeys(cell.method for cell in cells):
+        own = [cell for cell in cells if cell.method == name]
+        figures = [_spread([cell.metrics[key] for cell in own if key in cell.metrics]) for key in COLUMNS]
+        lines.append([LABELS[name], str(len(own)), *figures])
+    if teacher:
+        figures = [_spread([teacher[key]] if key in teacher else []) for key in COLUMNS]
+        lines.append(["teacher", "1", *figures])
+    return Table(["", "seeds", *COLUMNS.values()], lines)
+
+
+def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
+    """A line a trial: state, objectives, parameters, seconds, run."""
+    values = list(dict.fromkeys(name for trial in trials for name in trial["values"]))
+    params = list(dict.fromkeys(name for trial in trials for name in trial["params"]))
+    lines = []
+    for trial in trials:
+        own = [_plain(trial["values"].get(name)) for name in values] + [_plain(trial["params"].get(n)) for n in params]
+        rest = [
+            _plain(trial[name]) for name in ("steps", "last_value", "seconds", "host", "run_id", "follows", "error")
+        ]
+        lines.append([str(trial["number"]), _plain(trial["slot"]), trial["state"], *own, *rest])
+    header = ["number", "slot", "state", *values, *params]
+    return Table([*header, *REST.values()], lines)
+
+
+def render(
+    title: str,
+    facts: Sequence[str],
+    best: Mapping[str, Any],
+    finals: Table | None,
+    pngs: Mapping[str, bytes],
+    missing: Mapping[str, str],
+    config_yaml: str,
+) -> str:
+    """The page as HTML: what was found, the finals, the figures, how to repeat it."""
+    parts = [f"<h1>{html.escape(title)}</h1>", *[f"<p>{html.escape(fact)}</p>" for fact in facts]]
+    named = [[name, _plain(value)] for name, value in {**best["values"], **best["params"]}.items()]
+    parts += [f"<h2>Best trial: {best['number']}</h2>", Table(["", "value"], named).to_html()]
+    if finals is not None:
+        parts += ["<h2>On fresh seeds</h2>", f'<div class="scroll lines">{finals.to_html()}</div>']
+        parts += [
+            '<p class="small">± is the standard deviation over seeds. Chosen by validation; test decides nothing.</p>'
+        ]
+    for name, png in pngs.items():
+        parts += [f"<h3>{html.escape(name.replace('_', ' '))}</h3>", picture(png, name)]
+    if missing:
+        items = "".join(f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in missing.items())
+        parts += ["<h2>Not drawn</h2>", f"<ul>{items}</ul>"]
+    parts += ["<h2>Configuration</h2>", f"<pre>{html.escape(config_yaml)}</pre>"]
+    return page(title, parts)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{spread}"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

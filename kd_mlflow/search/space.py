@@ -1,0 +1,344 @@
+"""The space that is searched: parameters, where to look for them, and which belong to one method alone."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import Trial
+from pydantic import ValidationError
+
+from kd_mlflow.config import DistillConfig, SearchConfig
+from kd_mlflow.distillers.names import method_names
+from kd_mlflow.distillers.registry import method_class, method_options, takes_common
+from kd_mlflow.errors import InputError
+
+DEFAULT = ("temperature=1:20:log", "alpha=0:1", "learning_rate=1e-5:1e-1:log")
+# What the source report trained with: always the first trial.
+REPORT = {"method": "kd", "temperature": 4.0, "alpha": 0.7, "learning_rate": 1e-3}
+COMMON = ("temperature", "alpha")
+SEARCHED = (
+    *("method", *COMMON, "learning_rate", "batch_size", "weight_decay", "optimizer", "momentum", "student"),
+    *("schedule", "step_size", "gamma", "warmup_epochs", "label_smoothing", "class_weights", "gradient_clip", "ema"),
+    *("trunk_factor", "dropout", "squeeze_excitation", "stem", "augmentation", "flip", "crop_min_scale"),
+)
+GRID_POINTS = 5
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter and where to look for it.
+
+    Attributes
+    ----------
+    name:
+        An option's name, or ``METHOD-OPTION`` for a method's own.
+    choices:
+        The values of a parameter that has no range.
+    points:
+        How many points of a range a grid has.
+    method:
+        The method it belongs to; empty for a parameter of every training.
+    """
+
+    name: str
+    kind: Literal["float", "int", "choice"]
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Any, ...] = ()
+    points: int = GRID_POINTS
+    method: str = ""
+
+    def distribution(self) -> BaseDistribution:
+        """The same for Optuna."""
+        if self.kind == "choice":
+            return CategoricalDistribution(self.choices)
+        if self.kind == "int":
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value can be drawn."""
+        if self.kind == "choice":
+            return value in self.choices
+        return not isinstance(value, str) and value is not None and self.distribution()._contains(float(value))
+
+    def grid(self) -> list[Any]:
+        """The values of a grid: every choice, or ``points`` values from low to high."""
+        if self.kind == "choice":
+            return list(self.choices)
+        if self.step:
+            count = int((self.high - self.low) / self.step + 1e-9) + 1
+            return [self._typed(self.low + self.step * place) for place in range(count)]
+        shares = [place / (self.points - 1) if self.points > 1 else 0.5 for place in range(self.points)]
+        if self.log:
+            values = [self.low * (self.high / self.low) ** share for share in shares]
+        else:
+            values = [self.low + (self.high - self.low) * share for share in shares]
+        return sorted({self._typed(value) for value in values})
+
+    def _typed(self, value: float) -> float | int:
+        return round(value) if self.kind == "int" else float(f"{value:.12g}")
+
+    def __str__(self) -> str:
+        if self.kind == "choice":
+            return f"{self.name}={','.join(map(str, self.choices))}"
+        parts = [f"{self.low:g}", f"{self.high:g}", *(["log"] if self.log else [])]
+        return f"{self.name}={':'.join([*parts, *([f'step={self.step:g}'] if self.step else [])])}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """All parameters that are searched; those of a method count only where that method is used."""
+
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some trials have parameters that others do not have."""
+        methods = next((one.choices for one in self.parameters if one.name == "method"), ())
+        return any(not _applies(one, method) for one in self.parameters for method in methods if one.name != "method")
+
+    def names(self, method: str) -> list[str]:
+        """The parameters that a trial of this method has."""
+        return [one.name for one in self.parameters if _applies(one, method)]
+
+    def suggest(self, trial: Trial, method: str) -> dict[str, Any]:
+        """Values for a trial; ``method`` is used where the method is not searched."""
+        values: dict[str, Any] = {}
+        for one in sorted(self.parameters, key=lambda one: one.name != "method"):
+            if _applies(one, values.get("method", method)):
+                values[one.name] = trial._suggest(one.name, one.distribution())
+        return values
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether these values are a point of the space."""
+        return all(one.holds(values[one.name]) for one in self.parameters if one.name in values)
+
+    def grid(self, method: str) -> list[dict[str, Any]]:
+        """Every point of the grid, each once."""
+        methods = next((one.grid() for one in self.parameters if one.name == "method"), [None])
+        points = []
+        for chosen in methods:
+            own = [one for one in self.parameters if one.name != "method" and _applies(one, chosen or method)]
+            head = {} if chosen is None else {"method": chosen}
+            points += [
+                head | dict(zip([one.name for one in own], values, strict=True))
+                for values in product(*[one.grid() for one in own])
+            ]
+        return points
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain types."""
+        return [asdict(one) | {"choices": list(one.choices)} for one in self.parameters]
+
+    @classmethod
+    def from_json(cls, items: Iterable[Mapping[str, Any]]) -> Space:
+        """What :meth:`to_json` gave."""
+        return cls(tuple(Parameter(**{**item, "choices": tuple(item["choices"])}) for item in items))
+
+
+def resolve_space(config: SearchConfig) -> tuple[Space, SearchConfig]:
+    """The space that was asked for, and the options with those filled in that were given one value.
+
+    Raises
+    ------
+    InputError
+        A name that cannot be searched, values out of bounds, or nothing left to search.
+    """
+    given = _from_file(Path(config.space)) if config.space else dict(map(_split, DEFAULT))
+    asked = {_name(name): spec for name, spec in map(_split, config.search)}
+    specs = {_name(name): spec for name, spec in given.items()} | asked
+    methods = _methods(specs.get("method"), config)
+    found, fixed = [], {}
+    for name, spec in specs.items():
+        if name in COMMON and not any(takes_common(method, name) for method in methods):
+            if name in asked or config.space:
+                raise InputError(f"--search {name}: none of the methods {', '.join(methods)} has a --{name}.")
+            continue
+        parameter = _parameter(name, spec, methods)
+        for value in parameter.choices or (parameter.low, parameter.high):
+            _check(parameter, value)
+        if parameter.kind == "choice" and len(parameter.choices) == 1:
+            fixed[name] = parameter.choices[0]
+        else:
+            found.append(parameter)
+    if not found:
+        raise InputError("Every parameter has one value only; give --search at least one range.")
+    return Space(tuple(found)), _with_fixed(config, fixed)
+
+
+def report_values(space: Space, config: SearchConfig) -> dict[str, Any]:
+    """The source report's own values for what is searched; the options' values for what it does not name."""
+    searched = {one.name: one for one in space.parameters}
+    method = REPORT["method"] if "method" in searched else config.method
+    values = {}
+    for name in space.names(method):
+        if name in REPORT:
+            values[name] = REPORT[name]
+        elif searched[name].method:
+            own = name.removeprefix(f"{method}-").replace("-", "_")
+            values[name] = getattr(method_options(method, config.method_options), own)
+        else:
+            values[name] = getattr(config, name)
+    return values
+
+
+def _applies(parameter: Parameter, method: str) -> bool:
+    if parameter.name in COMMON:
+        return takes_common(method, parameter.name)
+    return parameter.method in ("", method)
+
+
+def _split(term: str) -> tuple[str, str]:
+    name, equals, spec = term.partition("=")
+    if not equals or not spec:
+        raise InputError(f"--search {term}: write it as temperature=1:20:log, batch-size=32,64 or method=kd,dkd.")
+    return name, spec
+
+
+def _name(name: str) -> str:
+    """An option's own name; that of a method's option keeps its dashes."""
+    plain = name.replace("-", "_")
+    return plain if plain in SearchConfig.model_fields else name.replace("_", "-")
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"Cannot read the space {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path} must hold parameters with their ranges, one a line: temperature: [1, 2, 4].")
+    return {str(name): spec for name, spec in content.items()}
+
+
+def _methods(spec: Any, config: SearchConfig) -> tuple[str, ...]:
+    if spec is None:
+        return (config.method,)
+    methods = _choices("method", spec)
+    for method in methods:
+        method_class(str(method))
+    return tuple(map(str, methods))
+
+
+def _parameter(name: str, spec: Any, methods: tuple[str, ...]) -> Parameter:
+    kind, method = _kind_of(name, methods)
+    if isinstance(spec, Mapping):
+        return _from_mapping(name, dict(spec), kind, method)
+    if isinstance(spec, str) and ":" in spec and kind in (int, float):
+        return _from_range(name, spec, kind, method)
+    values = tuple(_typed(name, value, kind) for value in _choices(name, spec))
+    return Parameter(name, "choice", choices=tuple(dict.fromkeys(values)), method=method)
+
+
+def _from_range(name: str, spec: str, kind: type, method: str) -> Parameter:
+    low, high, *rest = spec.split(":")
+    content: dict[str, Any] = {"low": low, "high": high}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if part == "log":
+            content["log"] = True
+        elif equals and key in ("step", "points"):
+            content[key] = value
+        else:
+            raise InputError(f"--search {name}: '{part}' is none of log, step=NUMBER, points=NUMBER.")
+    return _from_mapping(name, content, kind, method)
+
+
+def _from_mapping(name: str, content: dict[str, Any], kind: type, method: str) -> Parameter:
+    if kind not in (int, float):
+        raise InputError(f"{name} has no range; list its values: {name}=one,two.")
+    unknown = content.keys() - {"low", "high", "log", "step", "points"}
+    if unknown or not {"low", "high"} <= content.keys():
+        said = f"'{sorted(map(str, unknown))[0]}' is unknown" if unknown else "low and high are needed"
+        raise InputError(f"The range of {name}: {said}; it has low, high, and perhaps log, step, points.")
+    low, high = (_typed(name, content[key], kind) for key in ("low", "high"))
+    step = content.get("step")
+    step = None if step is None else _typed(name, step, kind)
+    log, points = bool(content.get("log", False)), _typed(name, content.get("points", GRID_POINTS), int)
+    if not low < high:
+        raise InputError(f"The range of {name} must go up: {low:g} is not below {high:g}.")
+    if log and low <= 0:
+        raise InputError(f"The range of {name} is logarithmic and cannot begin at {low:g}.")
+    if step is not None and (log or step <= 0 or points < 1):
+        raise InputError(f"The range of {name}: a step must be above 0 and does not go with log.")
+    return Parameter(name, kind.__name__, low, high, log, step, points=max(points, 1), method=method)
+
+
+def _choices(name: str, spec: Any) -> tuple[Any, ...]:
+    values = spec.split(",") if isinstance(spec, str) else spec if isinstance(spec, list | tuple) else [spec]
+    values = [value for value in values if value != ""]
+    if not values:
+        raise InputError(f"The parameter {name} has no values.")
+    return tuple(values)
+
+
+def _kind_of(name: str, methods: tuple[str, ...]) -> tuple[type, str]:
+    """The type of a parameter's values, and the method it belongs to."""
+    if name in SEARCHED:
+        return _plain(DistillConfig.model_fields[name].annotation), ""
+    owner = max((one for one in method_names() if name.startswith(f"{one}-")), key=len, default="")
+    fields = method_class(owner).Options.model_fields if owner else {}
+    own = name.removeprefix(f"{owner}-").replace("-", "_")
+    if own not in fields:
+        raise InputError(f"'{name}' cannot be searched; choose of {', '.join(SEARCHED)}, or a METHOD-OPTION.")
+    if owner not in methods:
+        raise InputError(f"{name} is an option of '{owner}', but the methods searched are {', '.join(methods)}.")
+    return _plain(fields[own].annotation), owner
+
+
+def _plain(annotation: Any) -> type:
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    return annotation if annotation in (int, float, bool) else str
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        number = kind(value)
+        if kind in (int, float) and (number != float(value) or abs(float(value)) == float("inf")):
+            raise ValueError
+        return number
+    except (ValueError, TypeError, KeyError, OverflowError):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a name")
+        raise InputError(f"--search {name}: {value!r} is not {wanted}.") from None
+
+
+def _check(parameter: Parameter, value: Any) -> None:
+    """Whether the option itself would take the value."""
+    if parameter.method:
+        own = parameter.name.removeprefix(f"{parameter.method}-").replace("-", "_")
+        method_options(parameter.method, {own: value})
+        return
+    try:
+        DistillConfig(**{parameter.name: value})
+    except ValidationError as error:
+        raise InputError(f"--search {parameter.name}: {error.errors()[0]['msg']} (got {value!r}).") from None
+
+
+def _with_fixed(config: SearchConfig, fixed: dict[str, Any]) -> SearchConfig:
+    plain = {name: value for name, value in fixed.items() if name in SEARCHED}
+    own = {name: value for name, value in fixed.items() if name not in SEARCHED}
+    options = dict(config.method_options)
+    for name, value in own.items():
+        method = max((one for one in method_names() if name.startswith(f"{one}-")), key=len)
+        if method != plain.get("method", config.method):
+            raise InputError(f"{name} has one value and belongs to one of several methods; give it a range.")
+        options[name.removeprefix(f"{method}-").replace("-", "_")] = value
+    return config.model_copy(update={**plain, "method_options": options})

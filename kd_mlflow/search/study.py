@@ -1,0 +1,387 @@
+"""A study: what it searches, its trials, and how a worker claims one and gives it back."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from kd_mlflow.config import SearchConfig
+from kd_mlflow.errors import InputError
+from kd_mlflow.search.ledger import Ledger, slot_of
+from kd_mlflow.search.objectives import Constraint, Objective
+from kd_mlflow.search.samplers import grid_points, make_pruner, make_sampler
+from kd_mlflow.search.space import Space
+from kd_mlflow.search.storage import StudyLock, open_storage, patiently
+
+SETTINGS, TOTAL, STOP, DEADLINE = "kd_settings", "kd_trials", "kd_stop", "kd_deadline"
+RUN, TEACHER, EXPERIMENT = "kd_run_id", "kd_teacher", "kd_experiment"
+# Options that say where, when and how much, not what is searched: they may differ when a study goes on.
+PLACE = {
+    *("trials", "search", "space", "timeout", "heartbeat", "study", "storage", "checkpoints", "workers", "engine"),
+    *("final_seeds", "experiment", "tracking_uri", "device", "name", "register_model", "reuse", "data"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes a study that study: it cannot change when the study goes on.
+
+    Attributes
+    ----------
+    config:
+        The resolved options, as plain types.
+    report:
+        The source report's own values for what is searched.
+    """
+
+    config: dict[str, Any]
+    space: list[dict[str, Any]]
+    objectives: list[dict[str, str]]
+    constraints: list[dict[str, Any]]
+    report: dict[str, Any]
+    dataset_digest: str
+
+    @classmethod
+    def of(
+        cls,
+        config: SearchConfig,
+        space: Space,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint],
+        report: Mapping[str, Any],
+        dataset_digest: str,
+    ) -> Settings:
+        """The settings of a new study."""
+        return cls(
+            config.model_dump(mode="json", exclude={"tracking_uri", "storage"}),
+            space.to_json(),
+            [asdict(one) for one in objectives],
+            [asdict(one) for one in constraints],
+            dict(report),
+            dataset_digest,
+        )
+
+    @property
+    def identity(self) -> list[Any]:
+        """All that two studies must share to be one, besides the data."""
+        config = {name: value for name, value in self.config.items() if name not in PLACE}
+        return [config, self.space, self.objectives, self.constraints]
+
+    def require_same(self, asked: Settings, name: str) -> None:
+        """Raise an InputError that says what differs, unless ``asked`` is the same search."""
+        if different := asked.difference(self):
+            raise InputError(
+                f"The study '{name}' searches something else than is asked for now: {different}; "
+                "go on with it as it was, or choose another --study."
+            )
+
+    def difference(self, other: Settings) -> str:
+        """In a few words what differs first; empty when both search the same."""
+        if self.space != other.space:
+            ours, theirs = (", ".join(map(str, Space.from_json(one.space).parameters)) for one in (self, other))
+            return f"another space ({ours}, not {theirs})"
+        if self.dataset_digest != other.dataset_digest:
+            return "other data"
+        for name in ("objectives", "constraints"):
+            if getattr(self, name) != getattr(other, name):
+                return f"other {name}"
+        for name, value in self.config.items():
+            if name not in PLACE and other.config.get(name) != value:
+                return f"--{name.replace('_', '-')} {value}, not {other.config.get(name)}"
+        return ""
+
+
+@dataclass
+class SearchStudy:
+    """An open study.
+
+    Attributes
+    ----------
+    study:
+        Optuna's own object; only tables and figures should need it.
+    """
+
+    name: str
+    url: str
+    storage: RDBStorage
+    study: optuna.Study
+    settings: Settings
+    config: SearchConfig
+    space: Space = field(init=False)
+    objectives: tuple[Objective, ...] = field(init=False)
+    constraints: tuple[Constraint, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.space = Space.from_json(self.settings.space)
+        self.objectives = tuple(Objective(**one) for one in self.settings.objectives)
+        self.constraints = tuple(Constraint(**one) for one in self.settings.constraints)
+        self.lock = StudyLock(self.storage, self.url, self.name)
+        self.report_inside = self.space.holds(self.settings.report)
+        self.points = grid_points(self.config, self.space, self.settings.report)
+
+    @classmethod
+    def create(cls, url: str, name: str, settings: Settings, heartbeat: int) -> SearchStudy:
+        """The study of this name, made now if it is new.
+
+        Raises
+        ------
+        InputError
+            The storage cannot be used, or holds a study of this name that searches something else.
+        """
+        storage = open_storage(url, heartbeat)
+        objectives = [Objective(**one) for one in settings.objectives]
+        config = SearchConfig(**settings.config)
+        try:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                directions=[one.direction for one in objectives],
+                pruner=make_pruner(config, objectives),
+            )
+            study.set_metric_names([one.name for one in objectives])
+            study.set_user_attr(SETTINGS, asdict(settings))
+        except DuplicatedStudyError:
+            found = cls.load(url, name, heartbeat)
+            found.settings.require_same(settings, name)
+            return found
+        return cls(name, url, storage, study, settings, config)
+
+    @classmethod
+    def load(cls, url: str, name: str, heartbeat: int | None = None) -> SearchStudy:
+        """An existing study; ``heartbeat`` is the study's own if it is left out.
+
+        Raises
+        ------
+        InputError
+            The storage cannot be used, or has no such study.
+        """
+        storage = open_storage(url, heartbeat or 30)
+        try:
+            study = optuna.load_study(storage=storage, study_name=name)
+        except KeyError:
+            raise InputError(f"The storage has no study '{name}'{_others(storage)}.") from None
+        known = study.user_attrs.get(SETTINGS)
+        if known is None:
+            raise InputError(f"The study '{name}' was not made by `kd-mlflow search`; choose another --study.")
+        settings = Settings(**{one.name: known[one.name] for one in fields(Settings)})
+        if heartbeat is None and settings.config["heartbeat"] != 30:
+            return cls.load(url, name, settings.config["heartbeat"])
+        config = SearchConfig(**settings.config)
+        study.pruner = make_pruner(config, [Objective(**one) for one in settings.objectives])
+        return cls(name, url, storage, study, settings, config)
+
+    @property
+    def total(self) -> int:
+        """How many finished trials the study shall have."""
+        asked = patiently(lambda: self.study.user_attrs).get(TOTAL, self.config.trials)
+        return min(asked, len(self.points)) if self.points else asked
+
+    @property
+    def reports_epochs(self) -> bool:
+        """Whether trials tell the study their value after every epoch."""
+        single = len(self.objectives) == 1 and self.objectives[0].measured_every_epoch
+        return single and self.config.pruner != "wilcoxon"
+
+    @property
+    def wanted(self) -> list[str]:
+        """Every metric that a trial must have."""
+        return [one.name for one in (*self.objectives, *self.constraints)]
+
+    def note(self, values: Mapping[str, Any]) -> None:
+        """Keep something with the study."""
+        for key, value in values.items():
+            patiently(lambda key=key, value=value: self.study.set_user_attr(key, value))
+
+    def noted(self, key: str) -> Any:
+        """What :meth:`note` kept, or None."""
+        return patiently(lambda: self.study.user_attrs).get(key)
+
+    def ending(self) -> str | None:
+        """``stopped`` or ``timeout`` when no trial shall go on."""
+        noted = patiently(lambda: self.study.user_attrs)
+        if noted.get(STOP):
+            return "stopped"
+        return "timeout" if noted.get(DEADLINE) and time.time() > noted[DEADLINE] else None
+
+    def ledger(self) -> Ledger:
+        """The trials as they stand now."""
+        return Ledger(patiently(lambda: self.study.get_trials(deepcopy=False)))
+
+    def claim(self, worker: str) -> Claim | None:
+        """The next trial for this worker; None when all slots are taken or done."""
+        return patiently(lambda: self._claim(worker))
+
+    def _claim(self, worker: str) -> Claim | None:
+        """Everything under the study's lock: who dies in the middle leaves nothing that the next does not mend."""
+        with self.lock.held() as still_ours:
+            fail_stale_trials(self.study)
+            for trial in self.ledger().half_claimed:
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            if not self._queue_one():
+                return None
+            slot = slot_of(self.ledger().waiting[0])
+            objectives = len(self.objectives)
+            self.study.sampler = make_sampler(self.config, self.space, objectives, slot, self.report_inside)
+            trial = self.study.ask()
+            values = trial.user_attrs.get("values")
+            if values is None:
+                values = self.space.suggest(trial, self.config.method)
+                trial.set_user_attr("values", values)
+            trial.set_user_attr("host", platform.node())
+            trial.set_user_attr("pid", os.getpid())
+            self.storage.record_heartbeat(trial._trial_id)
+            still_ours()
+            trial.set_user_attr("claimed", worker)
+            return Claim(self, trial, values)
+
+    def _queue_one(self) -> bool:
+        """See to it that a trial waits: a paused one, one whose worker died, or a new one."""
+        ledger = self.ledger()
+        if ledger.done(self.total):
+            return False
+        if ledger.waiting:
+            return True
+        again = ledger.open_again()
+        if again:
+            self.study.add_trial(_another_attempt(again[0]))
+            return True
+        slot = ledger.next_slot(self.total)
+        if slot is None:
+            return False
+        self.study.add_trial(self._new_trial(slot))
+        return True
+
+    def _new_trial(self, slot: int) -> FrozenTrial:
+        attributes: dict[str, Any] = {"slot": slot, "attempt": 1}
+        fixed: dict[str, Any] = {}
+        if slot == 0 and self.report_inside:
+            fixed = self.settings.report
+        elif slot == 0:
+            attributes["values"] = self.settings.report
+        elif self.points:
+            fixed = self.points[slot]
+        return create_trial(
+            state=TrialState.WAITING, user_attrs=attributes, system_attrs={"fixed_params": fixed} if fixed else {}
+        )
+
+
+class Claim:
+    """A trial that one worker is at.
+
+    Attributes
+    ----------
+    values:
+        Options by name, as :meth:`kd_mlflow.config.SearchConfig.trial` takes them.
+    """
+
+    def __init__(self, study: SearchStudy, trial: Trial, values: dict[str, Any]) -> None:
+        self.study = study
+        self.trial = trial
+        self.values = values
+        self.number = trial.number
+        self.slot = trial.user_attrs["slot"]
+        self.attempt = trial.user_attrs["attempt"]
+        self.noted: dict[str, Any] = dict(trial.user_attrs)
+        self.reported = set(patiently(lambda: self._frozen().intermediate_values))
+
+    def note(self, **values: Any) -> None:
+        """Keep something with the trial."""
+        for key, value in values.items():
+            self.noted[key] = value
+            patiently(lambda key=key, value=value: self.trial.set_user_attr(key, value))
+
+    def report(self, step: int, value: float) -> None:
+        """The value at a step; one that was reported is passed over."""
+        if step in self.reported:
+            return
+        self.reported.add(step)
+        patiently(lambda: self.trial.report(value, step))
+
+    def is_hopeless(self) -> bool:
+        """What the pruner says."""
+        return patiently(self.trial.should_prune)
+
+    def is_lost(self) -> bool:
+        """Whether the others took this worker for dead and the trial for theirs."""
+        return patiently(lambda: self._frozen().state) != TrialState.RUNNING
+
+    def beat(self) -> None:
+        """A sign of life."""
+        self.study.storage.record_heartbeat(self.trial._trial_id)
+
+    def complete(self, values: Sequence[float], constraints: Mapping[str, float]) -> None:
+        """The trial is over, with these values of the objectives."""
+        for name, excess in constraints.items():
+            patiently(lambda name=name, excess=excess: self.trial.set_constraint(name, excess))
+        self._tell(TrialState.COMPLETE, list(values))
+
+    def prune(self) -> None:
+        """The trial is given up as hopeless."""
+        self._tell(TrialState.PRUNED)
+
+    def fail(self, reason: str) -> None:
+        """The trial ended with an error and counts as finished."""
+        self.note(error=reason)
+        self._tell(TrialState.FAIL)
+
+    def pause(self) -> None:
+        """Give the trial back as it is: whoever comes next goes on with it, under the same number."""
+        patiently(lambda: self.trial.set_user_attr("claimed", ""))
+        patiently(lambda: self.study.storage.set_trial_state_values(self.trial._trial_id, TrialState.WAITING))
+
+    def _tell(self, state: TrialState, values: list[float] | None = None) -> None:
+        def tell() -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.study.study.tell(self.number, values, state, skip_if_finished=True)
+
+        patiently(tell)
+
+    def _frozen(self) -> FrozenTrial:
+        return self.study.storage.get_trial(self.trial._trial_id)
+
+
+def study_names(url: str) -> list[str]:
+    """The studies of a storage, the newest last.
+
+    Raises
+    ------
+    InputError
+        The storage cannot be used.
+    """
+    storage = open_storage(url, 30)
+    found = optuna.get_all_study_summaries(storage, include_best_trial=False)
+    ours = [one for one in found if SETTINGS in one.user_attrs]
+    return [one.study_name for one in sorted(ours, key=lambda one: one._study_id)]
+
+
+def _another_attempt(dead: FrozenTrial) -> FrozenTrial:
+    """The same trial once more, in a new trial that knows which it follows."""
+    kept = {key: value for key, value in dead.user_attrs.items() if key not in ("claimed", "host", "pid", "run_id")}
+    follows = {
+        "attempt": kept.get("attempt", 1) + 1,
+        "follows": dead.number,
+        "follows_run": dead.user_attrs.get("run_id"),
+    }
+    return create_trial(
+        state=TrialState.WAITING,
+        params=dead.params,
+        distributions=dead.distributions,
+        user_attrs={**kept, **follows},
+        system_attrs={key: value for key, value in dead.system_attrs.items() if not key.startswith("constraint")},
+    )
+
+
+def _others(storage: RDBStorage) -> str:
+    names = [one.study_name for one in optuna.get_all_study_summaries(storage, include_best_trial=False)]
+    return f"; it has {', '.join(sorted(names))}" if names else ""

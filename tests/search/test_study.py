@@ -1,0 +1,187 @@
+"""Claims and slots: exact totals, nothing lost, the same values however often a study is taken up."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from optuna.trial import TrialState
+
+from kd_mlflow.config import SearchConfig
+from kd_mlflow.errors import GuardError, InputError
+from kd_mlflow.search.objectives import Objective
+from kd_mlflow.search.space import report_values, resolve_space
+from kd_mlflow.search.status import best_trials, status
+from kd_mlflow.search.storage import check_storage, patiently
+from kd_mlflow.search.study import STOP, TOTAL, SearchStudy, Settings, study_names
+from kd_mlflow.search.worker import Hopeless, Outcome, Worker
+
+
+def opened(folder, name="one", total=6, **given) -> SearchStudy:
+    space, config = resolve_space(SearchConfig(**{"heartbeat": 1, "trials": total, "epochs": 9, **given}))
+    objectives = (Objective("val/accuracy", "maximize"),)
+    settings = Settings.of(config, space, objectives, (), report_values(space, config), "digest")
+    study = SearchStudy.create(f"sqlite:///{folder}/optuna.db", name, settings, config.heartbeat)
+    study.note({TOTAL: total})
+    return study
+
+
+def judge(claim, check) -> Outcome:
+    """A value that follows from the trial's own values, epoch by epoch."""
+    for epoch in range(1, 10):
+        claim.report(epoch, claim.values["alpha"] * epoch / 9)
+        check()
+        if epoch < 9 and claim.is_hopeless():
+            raise Hopeless
+    return Outcome([claim.values["alpha"]])
+
+
+def contents(study: SearchStudy):
+    return [(t.number, t.state, t.params, t.values, t.intermediate_values) for t in study.ledger().trials]
+
+
+def test_two_workers_share_exactly_the_total(tmp_path):
+    studies = [opened(tmp_path, total=20), opened(tmp_path, total=20)]
+    threads = [threading.Thread(target=Worker(study, judge).run) for study in studies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ledger = studies[0].ledger()
+    assert sorted(trial.user_attrs["slot"] for trial in ledger.finished) == list(range(20))
+    assert len(ledger.trials) == 20
+    assert ledger.pruned
+    assert best_trials(studies[0])[0].value == max(trial.value for trial in ledger.complete)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "qmc", "gp", "cmaes"])
+def test_a_study_taken_up_trial_by_trial_is_the_same(tmp_path, sampler):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = opened(tmp_path / "whole", total=14, sampler=sampler)
+    Worker(whole, judge).run()
+    for total in range(1, 15):
+        part = opened(tmp_path / "parts", total=total, sampler=sampler)
+        Worker(part, judge).run()
+    assert contents(part) == contents(whole)
+    assert len(contents(whole)) == 14
+    values = {tuple(trial.params.values()) for trial in whole.ledger().trials}
+    assert len(values) == 14
+
+
+def test_a_paused_trial_goes_on_under_its_number(tmp_path):
+    study = opened(tmp_path, total=2)
+    claim = study.claim("first")
+    claim.report(1, 0.1)
+    claim.note(run_id="r1")
+    claim.pause()
+    assert status(study).trials["waiting"] == 1
+    again = study.claim("second")
+    assert (again.number, again.values, again.noted["run_id"], again.reported) == (0, claim.values, "r1", {1})
+
+
+def test_a_dead_workers_slot_is_taken_by_another_and_given_up_after_three(tmp_path):
+    study = opened(tmp_path, total=1)
+    numbers = []
+    for _ in range(3):
+        claim = study.claim("dies")
+        claim.note(run_id=f"r{claim.number}")
+        numbers.append(claim.number)
+        assert claim.noted.get("follows") == (numbers[-2] if len(numbers) > 1 else None)
+        # The last sign of life was long ago.
+        study.storage.engine.dispose()
+        _age_heartbeats(study)
+    assert study.claim("late") is None
+    ledger = study.ledger()
+    assert numbers == [0, 1, 2]
+    assert {tuple(trial.params.items()) for trial in ledger.trials} == {tuple(claim.values.items())}
+    assert [len(ledger.abandoned), len(ledger.failed), ledger.done(1)] == [2, 1, True]
+    assert ledger.trials[2].user_attrs["follows_run"] == "r1"
+
+
+def _age_heartbeats(study: SearchStudy) -> None:
+    from sqlalchemy import text
+
+    with study.storage.engine.begin() as connection:
+        connection.execute(text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'"))
+
+
+def test_a_claim_that_was_cut_off_is_taken_up_as_it_is(tmp_path, monkeypatch):
+    """A worker that dies between asking and its first sign of life costs neither a trial nor a number."""
+    study = opened(tmp_path, total=3)
+
+    def die(trial_id):
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(study.storage, "record_heartbeat", die)
+        with pytest.raises(SystemExit):
+            study.claim("dies")
+    assert len(study.ledger().half_claimed) == 1
+    Worker(study, judge).run()
+    assert [(trial.number, trial.user_attrs["attempt"]) for trial in study.ledger().trials] == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_an_error_counts_and_three_in_a_row_of_no_trials_fault_end_the_worker(tmp_path):
+    study = opened(tmp_path, total=9)
+    done = []
+
+    def fails(claim, check):
+        done.append(claim.number)
+        raise GuardError("too hot") if claim.number < 4 else RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        Worker(study, fails).run()
+    assert done == [0, 1, 2, 3, 4, 5, 6]
+    assert {trial.user_attrs["error"] for trial in study.ledger().failed} == {
+        "GuardError: too hot",
+        "RuntimeError: broken",
+    }
+
+
+def test_stop_pauses_the_trial_and_ends_the_worker(tmp_path):
+    study = opened(tmp_path, total=5)
+
+    def stops(claim, check):
+        if claim.number == 2:
+            study.note({STOP: True})
+        return judge(claim, check)
+
+    assert Worker(study, stops).run() == "stopped"
+    assert [trial.state for trial in study.ledger().trials] == [
+        *[trial.state for trial in study.ledger().trials[:2]],
+        TrialState.WAITING,
+    ]
+    study.note({STOP: None})
+    assert Worker(study, judge).run() == "done"
+    assert len(study.ledger().trials) == 5
+
+
+def test_another_search_of_the_same_name_is_refused(tmp_path):
+    opened(tmp_path)
+    with pytest.raises(InputError, match="another space"):
+        opened(tmp_path, search="temperature=2:3")
+    with pytest.raises(InputError, match="--batch-size 8, not 64"):
+        opened(tmp_path, batch_size=8)
+    opened(tmp_path, total=50, heartbeat=7)
+    assert study_names(f"sqlite:///{tmp_path}/optuna.db") == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+def test_sqlite_on_a_network_disk_is_refused(tmp_path, monkeypatch, kind):
+    from types import SimpleNamespace
+
+    import psutil
+
+    mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype=kind)]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    with pytest.raises(InputError, match="network disk"):
+        check_storage(f"sqlite:///{tmp_path}/optuna.db")
+
+
+def test_patience_is_for_the_storage_alone():
+    def slip():
+        raise UnboundLocalError("our own")
+
+    with pytest.raises(UnboundLocalError):
+        patiently(slip, seconds=5)
