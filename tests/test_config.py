@@ -120,3 +120,17 @@ def test_every_option_has_a_help_and_a_panel():
 def test_presets_are_mappings_of_known_options():
     for name in preset_names():
         assert isinstance(yaml.safe_load(to_yaml(resolve(DistillConfig, {"data": "x"}, name))), dict)
+
+
+def test_what_a_preset_says_of_its_method_holds_in_a_comparison_too():
+    config = resolve(CompareConfig, {"data": "photos", "methods": "kd,dkd"}, "cifar")
+    single = resolve(DistillConfig, {"data": "photos"}, "cifar")
+    assert config.method_options["kd"]["alpha"] == single.alpha == 0.9
+    assert config.cell("photos", "dkd", 0).method_options == {}
+
+
+def test_a_file_with_another_method_drops_what_the_preset_says_of_its_own(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("method: dkd\n")
+    config = resolve(DistillConfig, {"data": "photos"}, "cifar", file)
+    assert (config.method, config.temperature, config.alpha) == ("dkd", None, None)

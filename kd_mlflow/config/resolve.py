@@ -12,6 +12,7 @@ from kd_mlflow.config.commands import COMMANDS, EvaluateConfig
 from kd_mlflow.config.sections import Options
 from kd_mlflow.errors import InputError
 
+OF_A_METHOD = ("temperature", "alpha", "method_options")
 PRESETS = Path(__file__).parents[1] / "presets"
 
 
@@ -43,15 +44,28 @@ def resolve(
     for name in {**from_preset, **from_file}:
         if name not in known:
             raise InputError(f"'{name}' in {file or preset} is not an option of any command.")
-    merged = {name: value for name, value in {**from_preset, **from_file}.items() if name in model.model_fields}
-    if given.get("method", merged.get("method", "kd")) != merged.get("method", "kd"):
-        # What a preset or a file says of one method is nothing to another.
-        for name in ("temperature", "alpha", "method_options"):
-            merged.pop(name, None)
+    merged = _over(_over(from_preset, from_file), {name: given[name] for name in ("method",) if name in given})
+    if "methods" in model.model_fields and "methods" not in from_file:
+        merged["method_options"] = _by_method(merged)
+    merged = {name: value for name, value in merged.items() if name in model.model_fields}
     try:
         return model(**{**merged, **given})
     except ValidationError as error:
         raise InputError(_sentence(error)) from None
+
+
+def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """The upper layer's values before the lower's; what is said of one method is nothing to another."""
+    if upper.get("method", lower.get("method", "kd")) != lower.get("method", "kd"):
+        lower = {name: value for name, value in lower.items() if name not in OF_A_METHOD}
+    return {**lower, **upper}
+
+
+def _by_method(merged: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a preset or a file of `distill` says of its one method, as `compare` takes it."""
+    own = {name: merged[name] for name in ("temperature", "alpha") if merged.get(name) is not None}
+    own = {**own, **(merged.get("method_options") or {})}
+    return {merged.get("method", "kd"): own} if own else {}
 
 
 def to_yaml(config: Options) -> str:

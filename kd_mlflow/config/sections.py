@@ -136,7 +136,9 @@ class ModelOptions(Options):
         "standard", "small: a 3x3 stem without pooling, for tiny images (6 to 16 times the work).", panel="Models"
     )
     squeeze_excitation: bool = option(
-        False, "Squeeze-and-excitation blocks in ResNets, which start as the identity.", panel="Models"
+        False,
+        "Squeeze-and-excitation blocks in ResNets; their gates start at 0.98.",
+        panel="Models",
     )
     dropout: float = option(0.0, "Dropout before the classifier.", panel="Models", ge=0, lt=1)
     normalization: Normalization = option(

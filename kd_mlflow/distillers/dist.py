@@ -64,7 +64,10 @@ class DIST(Distiller):
         "2205.10536",
     )
     Options = DISTOptions
-    limits = "With two samples in a batch the correlation within classes says nothing."
+    limits = (
+        "With two samples in a batch the correlation within classes says nothing, and with two classes that between "
+        "them."
+    )
 
     def __init__(self, context: Context, options: DISTOptions) -> None:
         super().__init__(context, options)

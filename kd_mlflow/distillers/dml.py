@@ -50,7 +50,10 @@ class DML(Distiller):
     source = Source("Zhang, Xiang, Hospedales, Lu: Deep Mutual Learning, CVPR", 2018, "authors' code", "1706.00384")
     Options = DMLOptions
     teacher_count = (0, 0)
-    limits = "All networks are updated at once, as in the authors' code; the paper updates them in turn."
+    limits = (
+        "All networks are updated at once, as in the authors' code; the paper updates them in turn. Peers start from "
+        "scratch, whatever the student's weights; their figures are those of the last epoch."
+    )
 
     def __init__(self, context: Context, options: DMLOptions) -> None:
         super().__init__(context, options)

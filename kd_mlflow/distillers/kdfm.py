@@ -63,8 +63,8 @@ class KDFMOptions(MethodOptions):
     adversarial_weight: float = setting(0.1, "Weight of the adversarial term (mode adversarial).", ge=0)
     adversarial_start: int = setting(5, "Epochs before the adversarial term counts.", ge=0)
     discriminator_rate: float = setting(2e-4, "Learning rate of the discriminator's Adam.", gt=0)
-    regression_weight: float = setting(
-        0.0, "Weight of the squared difference of the maps (1 in mode regression).", ge=0
+    regression_weight: float | None = setting(
+        None, "Weight of the squared difference of the maps; empty: 1 in mode regression, else 0.", ge=0
     )
     kd_weight: float = setting(0.0, "Weight of softened targets.", ge=0)
     temperature: float = setting(4.0, "Temperature of those targets.", gt=0)
@@ -81,6 +81,7 @@ class SharedClassifier(nn.Module):
         super().__init__()
         same = width == classifier.in_features
         self.adapter: nn.Module = nn.Identity() if same else nn.Linear(width, classifier.in_features)
+        self.adapter.fresh = True
         self.classifier = LinearHead(classifier.in_features, classifier.out_features, classifier.bias is not None)
         self.classifier.load_state_dict(classifier.state_dict())
         self.classifier.requires_grad_(joint)
@@ -125,7 +126,8 @@ class KDFM(Distiller):
     needs = frozenset({"logits", "stages"})
     limits = (
         "Both networks must classify the mean of their last map with one linear layer (ResNet, MobileNetV2, "
-        "ShuffleNet; not VGG, ConvNeXt or MobileNetV3)."
+        "ShuffleNet; not VGG, ConvNeXt or MobileNetV3). The adapter is a 1x1 convolution without BatchNorm, so that it "
+        "folds into the exported classifier."
     )
 
     def __init__(self, context: Context, options: KDFMOptions) -> None:
@@ -160,7 +162,9 @@ class KDFM(Distiller):
         maps = _shared(student.model).adapt(own.stages[-1], tuple(target.shape[2:]))
         entropy = self.cross_entropy(own.logits, batch.labels)
         losses, terms = {"main": entropy}, {"cross_entropy": entropy}
-        regression = 1.0 if not self.adversarial else self.weights.regression_weight
+        regression = self.weights.regression_weight
+        if regression is None:
+            regression = 0.0 if self.adversarial else 1.0
         terms["regression"] = regression_loss(maps, target)
         if regression:
             losses["main"] = losses["main"] + regression * terms["regression"]

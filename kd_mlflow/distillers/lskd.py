@@ -19,10 +19,11 @@ from kd_mlflow.distillers.base import (
     full_precision,
     make_step,
 )
-from kd_mlflow.distillers.dkd import dkd_loss, require_two_classes
+from kd_mlflow.distillers.dkd import dkd_loss
 from kd_mlflow.distillers.kd import kd_loss
 from kd_mlflow.distillers.mlkd import multi_level_terms, two_view_logits
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
+from kd_mlflow.errors import InputError
 from kd_mlflow.models.taps import Outputs
 
 EPSILON = 1e-7
@@ -72,12 +73,14 @@ class LSKD(Distiller):
     )
     Options = LSKDOptions
     limits = (
-        "With the host dkd it cannot be used with mixed labels; with mlkd each step takes two views of every image."
+        "Needs three classes. With the host dkd it cannot be used with mixed labels; with mlkd each step takes two "
+        "views of every image."
     )
 
     def __init__(self, context: Context, options: LSKDOptions) -> None:
         super().__init__(context, options)
-        require_two_classes(context, "lskd")
+        if context.num_classes < 3:
+            raise InputError("The method 'lskd' needs three classes: standardised logits of two are always ±0.71.")
         self.weights = options
         self.views = 2 if options.host == "mlkd" else 1
         own = 1.0 if options.host == "dkd" else 0.1

@@ -7,6 +7,7 @@ import gc
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 from kd_mlflow.config import CompareConfig, DistillConfig
@@ -15,16 +16,17 @@ from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.comparisons import cell_of, record_comparison, report_rows
 from kd_mlflow.entrypoints.fingerprint import request_fingerprint
 from kd_mlflow.entrypoints.network import check
-from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
-from kd_mlflow.entrypoints.record import record_setup
+from kd_mlflow.entrypoints.recipes import student_recipe, warm_up_notes, with_resolved_method
+from kd_mlflow.entrypoints.record import record_setup, view_of
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.students import teacher_tags, train_or_reuse_student
-from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
+from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers, weak_teacher_note
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import GuardError, InputError
 from kd_mlflow.reports.comparison import METRICS, Cell, Comparison, LeftOut
+from kd_mlflow.reports.data import RunView
 from kd_mlflow.tracking.runs import RunWriter, read_run
 
 ALL = "all"
@@ -95,12 +97,12 @@ def compare(config: CompareConfig, *, resume: str | None = None, terminal: Termi
     key = ("kd.request", request_fingerprint(config, digests))
     name = f"compare {', '.join(config.methods)}"
     with open_run(first, "compare", key, resume=resume, owner=True, name=name) as writer:
-        comparisons = []
+        comparisons, labels = [], _labels(sessions)
         for data, session in sessions.items():
             session.experiment = first.experiment
             record_setup(session, writer, config)
             own = {method: cell for method, cell in cells[data].items() if method not in left_out[data]}
-            comparisons.append(_one_dataset(session, writer, config, own, left_out[data], resume))
+            comparisons.append(_one_dataset(session, labels[data], writer, config, own, left_out[data], resume))
         rows, datasets, gains = report_rows(comparisons)
         record_comparison(writer, config, comparisons)
     return CompareResult(writer.run_id, rows, datasets, gains)
@@ -145,8 +147,19 @@ def _refused_by(
     return reasons
 
 
+def _labels(sessions: dict[str, Session]) -> dict[str, str]:
+    """A name of its own for each data set: photos, photos-2."""
+    labels: dict[str, str] = {}
+    for data, session in sessions.items():
+        name = session.store.name
+        others = (f"{name}-{number}" for number in count(2))
+        labels[data] = next(one for one in chain([name], others) if one not in labels.values())
+    return labels
+
+
 def _one_dataset(
     session: Session,
+    label: str,
     writer: RunWriter,
     config: CompareConfig,
     cells: dict[str, DistillConfig],
@@ -159,10 +172,15 @@ def _one_dataset(
     teachers = _teachers(session, writer, any_cell, others) if any(map(_taught, cells)) else []
     refused = refused | _refused_by(session, config, cells, [teacher.network.model for teacher in teachers])
     finished: list[Cell] = []
+    notes = [note for method, cell in cells.items() if method not in refused for note in warm_up_notes(cell)]
+    for note in notes:
+        session.terminal.warn(note)
     left_out = [LeftOut(method, reason) for method, reason in refused.items()]
     for seed in range(config.seed, config.seed + config.seeds):
         seeded = {m: cell.model_copy(update={"seed": seed}) for m, cell in cells.items() if m not in refused}
-        control = train_or_reuse(session, next(iter(seeded.values())), "control", resume=others)
+        control = _control(session, writer, next(iter(seeded.values())), others)
+        if seed == config.seed:
+            notes += _notes(session, writer, config, teachers, control)
         finished.append(cell_of(session, control, CONTROL, seed))
         for method, cell in seeded.items():
             try:
@@ -176,7 +194,7 @@ def _one_dataset(
             gc.collect()
     store = session.store
     return Comparison(
-        data=store.name,
+        data=label,
         classes=len(store.classes),
         images_per_class=len(store.splits["train"]) / len(store.classes),
         image_size=store.image_size,
@@ -185,7 +203,28 @@ def _one_dataset(
         left_out=tuple(left_out),
         student=config.student,
         teacher_name=teachers[0].view.architecture if teachers else "",
+        notes=tuple(notes),
     )
+
+
+def _control(session: Session, writer: RunWriter, cell: DistillConfig, resume: str | None) -> RunView:
+    """The control of one seed; one that this comparison has already is not trained again by a resume."""
+    tag = f"kd.control.{session.store.digest[:12]}.{cell.seed}"
+    known = read_run(session.client, writer.run_id).tags.get(tag)
+    control = view_of(session.client, known) if known else train_or_reuse(session, cell, "control", resume=resume)
+    writer.tags({tag: control.run_id})
+    return control
+
+
+def _notes(
+    session: Session, writer: RunWriter, config: CompareConfig, teachers: list[Teacher], control: RunView
+) -> list[str]:
+    """What the control says of the teacher."""
+    note = weak_teacher_note(config, teachers, control)
+    writer.tags({f"kd.weak_teacher.{session.store.digest[:12]}": str(bool(note)).lower()})
+    if note:
+        session.terminal.warn(note)
+    return [note] if note else []
 
 
 def _teachers(session: Session, writer: RunWriter, cell: DistillConfig, resume: str | None) -> list[Teacher]:

@@ -10,13 +10,13 @@ from kd_mlflow.distillers.names import CONTROL
 from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.fingerprint import request_fingerprint
 from kd_mlflow.entrypoints.network import check
-from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
+from kd_mlflow.entrypoints.recipes import student_recipe, warm_up_notes, with_resolved_method
 from kd_mlflow.entrypoints.record import record_setup, summary, view_of
 from kd_mlflow.entrypoints.registration import Registered
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.students import teacher_tags, train_student_under
-from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
+from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers, weak_teacher_note
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
@@ -71,6 +71,9 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
         check(session, plan, [teacher.network.model for teacher in teachers])
         control = _control(session, writer, config, others) if config.control else None
         notes = _compare_teacher(session, writer, config, teachers, control)
+        for note in warm_up_notes(config):
+            session.terminal.warn(note)
+            notes.append(note)
         views, registered = train_student_under(session, writer, config, plan, teachers, control, notes)
         return DistillResult(
             writer.run_id,
@@ -136,17 +139,9 @@ def _compare_teacher(
         return ["No control was trained: what the distillation itself gained is not known."]
     if not teachers:
         return []
-    theirs = min(teacher.view.metrics["val/accuracy"] for teacher in teachers)
-    plain = control.metrics["val/accuracy"]
-    weak = theirs < plain
-    writer.tags({"kd.weak_teacher": str(weak).lower()})
-    if not weak:
+    note = weak_teacher_note(config, teachers, control)
+    writer.tags({"kd.weak_teacher": str(bool(note)).lower()})
+    if not note:
         return []
-    note = (
-        f"The teacher is weak: its validation accuracy {theirs:.4f} is below that of the labels-only student, "
-        f"{plain:.4f}."
-    )
-    if config.require_strong_teacher:
-        raise InputError(f"{note} Train a better one, or leave out --require-strong-teacher.")
     session.terminal.warn(note)
     return [note]

@@ -6,6 +6,8 @@ from kd_mlflow.config import DistillConfig, Recipe, recipe
 from kd_mlflow.distillers.registry import method_options, takes_common
 from kd_mlflow.training.device import Precision
 
+WARM_UPS = ("warmup_epochs", "ramp_epochs", "adversarial_start")
+
 
 def with_resolved_method(config: DistillConfig) -> DistillConfig:
     """The same with every option of the method filled in, as it is recorded and fingerprinted.
@@ -24,6 +26,19 @@ def with_resolved_method(config: DistillConfig) -> DistillConfig:
 def student_recipe(config: DistillConfig, precision: Precision) -> Recipe:
     """The recipe of the student; raises as :func:`with_resolved_method`."""
     return recipe(config, "student", precision, _options(config))
+
+
+def warm_up_notes(config: DistillConfig) -> list[str]:
+    """What is said of a method whose terms reach their full weight late, or never, in so few epochs."""
+    values = _options(config)
+    if "host" in values and values["host"] != "dkd":
+        values.pop("warmup_epochs", None)
+    return [
+        f"{config.method}: its term reaches full weight after {values[name]} of {config.epochs} epochs; "
+        f"set --{config.method}-{name.replace('_', '-')} lower for so short a schedule."
+        for name in WARM_UPS
+        if values.get(name, 0) > config.epochs / 2
+    ]
 
 
 def _options(config: DistillConfig) -> dict:

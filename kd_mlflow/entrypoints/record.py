@@ -28,7 +28,7 @@ def record_setup(session: Session, writer: RunWriter, config: Options, context: 
     """What is known before training: options, data, code and machine."""
     record_options(writer, config)
     store = session.store
-    record_data(session, writer, str(config.data), context)
+    record_data(session, writer, str(session.config.data), context)
     writer.tags(
         {
             "kd.dataset": store.name,

@@ -75,7 +75,7 @@ def trial_line(trial: dict[str, Any]) -> str:
         case "complete":
             said = ", ".join(f"{name} {number(value)}" for name, value in trial["values"].items())
         case "pruned":
-            said = f"pruned after {trial['steps']} steps at {number(trial['last_value'])}"
+            said = f"pruned at step {trial['steps']} with {number(trial['last_value'])}"
         case "fail":
             said = f"failed: {trial['error'] or 'its worker died'}"
         case state:

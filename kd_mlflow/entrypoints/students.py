@@ -55,8 +55,9 @@ def train_or_reuse_student(
     """The finished student of the same fingerprint, or one trained now, nested under the parent's run."""
     plan = student_recipe(cell, session.precision)
     key = ("kd.fingerprint", student_fingerprint(session, plan, teachers))
-    if cell.reuse:
-        for run in find_runs(session.client, tags=dict([key]), role="student", status="FINISHED"):
+    tags = dict([key]) if cell.reuse else {**dict([key]), "mlflow.parentRunId": parent.run_id}
+    if cell.reuse or resume:
+        for run in find_runs(session.client, tags=tags, role="student", status="FINISHED"):
             session.terminal.say(f"Reusing the finished {cell.method}, seed {cell.seed}, of run {run.run_id}")
             return view_of(session.client, run.run_id)
     name = f"{cell.method} seed {cell.seed}"

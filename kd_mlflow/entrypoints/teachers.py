@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kd_mlflow.config import DistillConfig, recipe
+from kd_mlflow.config import CompareConfig, DistillConfig, recipe
 from kd_mlflow.entrypoints.evaluate import evaluate_network, exact, find_network, network_of_run, same_classes
 from kd_mlflow.entrypoints.fingerprint import fingerprint
 from kd_mlflow.entrypoints.network import Network, build_network, load_network, network_spec
@@ -54,6 +55,27 @@ def prospective_teachers(session: Session, config: DistillConfig) -> list[Classi
         return None
     plans = [recipe(_of(config, asked), "teacher", session.precision) for asked in config.teacher]
     return [build_network(session, plan) for plan in plans]
+
+
+def weak_teacher_note(config: DistillConfig | CompareConfig, teachers: Sequence[Teacher], control: RunView) -> str:
+    """What is to be said when the control is better on validation than a teacher; empty when it is not.
+
+    Raises
+    ------
+    InputError
+        So it is, and a strong teacher was required.
+    """
+    theirs = min((teacher.view.metrics["val/accuracy"] for teacher in teachers), default=1.0)
+    plain = control.metrics["val/accuracy"]
+    if theirs >= plain:
+        return ""
+    note = (
+        f"The teacher is weak: its validation accuracy {theirs:.4f} is below that of the labels-only student, "
+        f"{plain:.4f}."
+    )
+    if config.require_strong_teacher:
+        raise InputError(f"{note} Train a better one, or leave out --require-strong-teacher.")
+    return note
 
 
 def _of(config: DistillConfig, asked: str) -> DistillConfig:

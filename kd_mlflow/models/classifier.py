@@ -138,5 +138,7 @@ class Classifier(nn.Module):
         return super().train(mode and not self.frozen)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the classifier layer and the exits, which are new even when the trunk is pretrained."""
-        return [parameter for part in (self.head, self.exits) if part is not None for parameter in part.parameters()]
+        """Parameters of the classifier layer, the exits and what is marked ``fresh``: new, whatever the trunk."""
+        fresh = [module for module in self.body.modules() if getattr(module, "fresh", False)]
+        parts = [part for part in (self.head, self.exits, *fresh) if part is not None]
+        return [parameter for part in parts for parameter in part.parameters()]

@@ -26,6 +26,8 @@ COLUMNS = {
 }
 LATENCY = "efficiency/latency_ms_b1_median"
 METRICS = (*COLUMNS, LATENCY)
+# Fewer say little of how much trainings vary.
+FEW_SEEDS = 5
 WITHOUT_SPREAD = "efficiency/extra_parameters"
 
 
@@ -80,6 +82,7 @@ class Comparison:
     left_out: tuple[LeftOut, ...]
     student: str
     teacher_name: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ def verdict(own: Sequence[Row]) -> str:
     sentence += ": not told apart from it." if found.holds_zero else "."
     if found.seeds == 1:
         sentence += " With one seed the interval knows only the drawing of test images, not how trainings vary."
+    elif found.seeds < FEW_SEEDS:
+        sentence += f" With {found.seeds} seeds the interval is too narrow where trainings differ much."
     return " ".join([sentence, _unfinished(best, own)]).strip()
 
 

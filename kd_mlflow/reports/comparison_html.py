@@ -49,6 +49,7 @@ def _dataset(comparison: Comparison, pngs: Mapping[str, bytes], prefix: str) -> 
     parts = [f"<h2>{html.escape(comparison.data)}</h2>", f"<p>{html.escape(verdict(own))}</p>"]
     parts += [f'<p class="small">{html.escape(facts)}.</p>']
     parts += [f'<div class="scroll lines">{comparison_table(own).to_html()}</div>']
+    parts += [f'<p class="note">{html.escape(note)}</p>' for note in comparison.notes]
     if comparison.left_out:
         items = "".join(f"<li>{html.escape(one.method)}: {html.escape(one.reason)}</li>" for one in comparison.left_out)
         parts += ["<h3>Left out</h3>", f"<ul>{items}</ul>"]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import signal
 import time
 
 import pytest
 
 from kd_mlflow.config import CompareConfig, resolve
+from kd_mlflow.distillers.names import method_names
+from kd_mlflow.entrypoints import compare as compare_module
 from kd_mlflow.entrypoints.compare import compare
 from kd_mlflow.errors import InputError
 from kd_mlflow.tracking.client import connect
-from kd_mlflow.tracking.runs import find_runs, read_json, read_run
+from kd_mlflow.tracking.runs import download, find_runs, read_json, read_run
 from tests.conftest import QUICK, TINY, Place
 
 OPTIONS = {"teacher_arch": TINY, "student": TINY, "image_size": 32, "batch_size": 8, "epochs": 2}
@@ -111,3 +114,59 @@ def test_a_killed_comparison_goes_on_where_it_stopped(place: Place, photos):
     assert len(find_runs(client, tags={}, role="teacher")) == len(find_runs(client, tags={}, role="control")) == 1
     text = place.run(*options[:-1], "--csv")
     assert text.startswith("data,method,")
+
+
+def test_a_weak_teacher_is_named_or_refused(config, place):
+    weak = {"teacher_epochs": 1, "teacher_learning_rate": 1e-8}
+    result = compare(config(methods="kd", epochs=6, **weak))
+    client = connect(place.uri)
+    tags = read_run(client, result.run_id).tags
+    assert [value for name, value in tags.items() if name.startswith("kd.weak_teacher.")] == ["true"]
+    report = download(client, result.run_id, "report.html", place.path).read_text()
+    assert "The teacher is weak" in report
+    with pytest.raises(InputError, match="The teacher is weak"):
+        compare(config(methods="kd", epochs=6, require_strong_teacher=True, **weak))
+
+
+def test_data_sets_of_one_name_are_told_apart_and_short_schedules_named(config, place, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    result = compare(config(data=f"{photos},{tmp_path / 'photos'}", methods="dkd"))
+    assert [one["data"] for one in result.datasets] == ["photos", "photos-2"]
+    tables = download(connect(place.uri), result.run_id, "tables", place.path / "out")
+    assert {"photos_comparison.csv", "photos-2_comparison.csv"} <= {file.name for file in tables.iterdir()}
+    report = download(connect(place.uri), result.run_id, "report.html", place.path).read_text()
+    assert "full weight after 20 of 2 epochs" in report
+
+
+def test_without_reuse_a_resumed_comparison_keeps_what_it_has(config, place, monkeypatch):
+    real = compare_module.train_or_reuse_student
+    monkeypatch.setattr(compare_module, "train_or_reuse_student", _second_is_cut_off(real))
+    with pytest.raises(KeyboardInterrupt):
+        compare(config(methods="kd,dist", reuse=False))
+    monkeypatch.setattr(compare_module, "train_or_reuse_student", real)
+    compare(config(methods="kd,dist", reuse=False), resume="newest")
+    runs = find_runs(connect(place.uri), tags={}, status="FINISHED")
+    assert sorted(run.tags["kd.method"] for run in runs if run.role == "student") == ["dist", "kd"]
+    assert len([run for run in runs if run.role == "control"]) == 1
+
+
+def _second_is_cut_off(real):
+    done = []
+
+    def train(*arguments):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments)
+
+    return train
+
+
+@pytest.mark.slow
+def test_all_leaves_out_what_these_networks_do_not_allow(config):
+    result = compare(config(methods="all", epochs=1))
+    left_out = {one["method"]: one["reason"] for one in result.datasets[0]["left_out"]}
+    done = {row["method"] for row in result.rows} - {"labels"}
+    assert done | left_out.keys() == set(method_names())
+    assert {"kd", "dkd", "dist"} <= done
+    assert "no stages" in left_out["ofd"]
