@@ -12,10 +12,13 @@ from kd_mlflow.reports.html import page, picture
 from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.reports.tables import Table
 
-SPREAD = "± is the standard deviation over seeds. Chosen by validation; test decides nothing."
+SPREAD = (
+    "± is the standard deviation over seeds. Chosen by validation; test decides nothing. The control is trained with "
+    "the options of the search's best (or of the defaults, where there is none), without a teacher."
+)
 BEST, DEFAULTS = "best", "defaults"
 LABELS = {
-    CONTROL: "control: labels only, the last candidate's other options",
+    CONTROL: "control: labels only",
     DEFAULTS: "the source report's defaults",
     BEST: "best of the search",
 }
