@@ -135,6 +135,8 @@ def _names(cells: Sequence[Cell]) -> list[str]:
 
 
 def _mean(cells: Sequence[Cell], name: str, metric: str) -> float:
+    # Whole runs hold the loss under its full name.
+    metric = {"val/loss": "val/negative_log_likelihood"}.get(metric, metric)
     return statistics.fmean(cell.metrics[metric] for cell in cells if cell.method == name)
 
 

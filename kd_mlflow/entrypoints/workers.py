@@ -18,6 +18,7 @@ from kd_mlflow.entrypoints.parent import STOP_WITH
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import KdMlflowError
+from kd_mlflow.search.storage import absolute_sqlite
 from kd_mlflow.search.study import SearchStudy
 from kd_mlflow.search.worker import Ending
 
@@ -100,7 +101,7 @@ def start_workers(session: Session, study: SearchStudy, config: SearchConfig) ->
     # Through the environment and not the command line, which every user of the machine can read.
     environment = {
         "KD_MLFLOW_STORAGE": study.url,
-        "MLFLOW_TRACKING_URI": session.client.tracking_uri,
+        "MLFLOW_TRACKING_URI": absolute_sqlite(session.client.tracking_uri),
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, config.workers))),
     }
     if config.engine == "ray":
@@ -132,8 +133,8 @@ def watch(workers: Workers, study: SearchStudy, terminal: Terminal) -> Ending:
                     return "done"
                 if codes and all(code is not None for code in codes):
                     return _without_workers(study, codes, interrupted)
-                if not codes and study.ending():
-                    return study.ending()
+                if not codes and (interrupted or study.ending()):
+                    return "interrupted" if interrupted else study.ending()
                 time.sleep(POLL_SECONDS)
             except KeyboardInterrupt as signalled:
                 if interrupted or str(signalled):  # SIGTERM comes with its name

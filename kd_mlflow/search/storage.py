@@ -39,7 +39,14 @@ Result = TypeVar("Result")
 
 def storage_url(asked: str) -> str:
     """The URL that was asked for, that of KD_MLFLOW_STORAGE, or the default file in the working directory."""
-    return asked or os.environ.get("KD_MLFLOW_STORAGE") or DEFAULT_URL
+    return absolute_sqlite(asked or os.environ.get("KD_MLFLOW_STORAGE") or DEFAULT_URL)
+
+
+def absolute_sqlite(url: str) -> str:
+    """The same file in every working directory; other URLs as they are."""
+    head, _, path = url.partition(":///")
+    plain = head.startswith("sqlite") and path and path != ":memory:" and "?" not in path
+    return f"{head}:///{Path(path).expanduser().resolve()}" if plain else url
 
 
 def check_storage(url: str) -> bool:

@@ -7,11 +7,12 @@ import platform
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -336,8 +337,9 @@ class Claim:
 
     def pause(self) -> None:
         """Give the trial back as it is: whoever comes next goes on with it, under the same number."""
-        patiently(lambda: self.trial.set_user_attr("claimed", ""))
-        patiently(lambda: self.study.storage.set_trial_state_values(self.trial._trial_id, TrialState.WAITING))
+        with suppress(UpdateFinishedTrialError):  # it was over already, or given to another worker
+            patiently(lambda: self.trial.set_user_attr("claimed", ""))
+            patiently(lambda: self.study.storage.set_trial_state_values(self.trial._trial_id, TrialState.WAITING))
 
     def _tell(self, state: TrialState, values: list[float] | None = None) -> None:
         def tell() -> None:

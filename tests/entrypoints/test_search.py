@@ -75,7 +75,7 @@ def test_the_first_trial_has_the_values_of_the_source_report(searched):
     first = trials_of(place, result["study"])[0]
     assert first.params == {"temperature": 4.0, "alpha": 0.7, "learning_rate": 1e-3, "batch_size": 8}
     run = next(run for run in runs_of(place, result["study"]) if run.tags["kd.trial"] == "0")
-    assert (run.params["cfg.method_options.temperature"], run.params["cfg.method_options.alpha"]) == ("4.0", "0.7")
+    assert (run.params["cfg.temperature"], run.params["cfg.alpha"]) == ("4.0", "0.7")
     assert run.params["cfg.learning_rate"] == "0.001"
 
 
@@ -203,7 +203,7 @@ def test_a_trial_that_fails_counts_and_says_why(config, place):
 
 def test_the_search_is_the_same_however_often_it_is_stopped(photos, tmp_path):
     """Interrupted in the middle of trials, and taken up by the same command: the same numbers, values, results."""
-    options = [*QUICK, "--data", str(photos), "--epochs", "30", "--trials", "7", "--final-seeds", "0", "--study", "one"]
+    options = [*QUICK, "--data", str(photos), "--epochs", "20", "--trials", "6", "--final-seeds", "0", "--study", "one"]
     whole, stopped = make_place(tmp_path / "whole"), make_place(tmp_path / "stopped")
     for number in (signal.SIGINT, signal.SIGTERM):
         _stop_in_the_middle(stopped, options, number)

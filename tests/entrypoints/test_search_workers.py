@@ -80,7 +80,7 @@ def test_workers_share_a_study_and_stop_at_exactly_its_total(place, photos, post
     assert {trial.user_attrs["attempt"] for trial in study.ledger().trials} == {1}
 
 
-@pytest.mark.parametrize("checkpoints", ["", "file"])
+@pytest.mark.parametrize("checkpoints", [pytest.param("", marks=pytest.mark.slow), "file"])
 def test_a_killed_workers_trial_goes_on_from_its_checkpoint(place, photos, checkpoints, tmp_path):
     """SIGKILL in the middle of a trial: another worker ends it, in a new run that is linked to the dead one."""
     url, more = f"sqlite:///{place.path}/optuna.db", []
