@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["ATTEMPTS", "FrozenTrial", "Ledger", "failed_by_error", "slot_of"]
+__all__ = ["ATTEMPTS", "FrozenTrial", "Ledger", "failed_by_error", "is_feasible", "slot_of"]
 
 # A trial whose worker died so often is given up.
 ATTEMPTS = 3
@@ -91,3 +91,8 @@ def slot_of(trial: FrozenTrial) -> int | None:
 def failed_by_error(trial: FrozenTrial) -> bool:
     """Whether a failed trial counts, rather than being tried again."""
     return "error" in trial.user_attrs or trial.user_attrs.get("attempt", 1) >= ATTEMPTS
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether the trial keeps to every constraint."""
+    return all(value <= 0 for value in trial.constraints.values())

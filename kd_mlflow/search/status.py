@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from kd_mlflow.search.ledger import slot_of
+from kd_mlflow.search.ledger import is_feasible, slot_of
 from kd_mlflow.search.objectives import Objective
 from kd_mlflow.search.study import STOP, SearchStudy
 
@@ -79,11 +79,6 @@ def best_trials(study: SearchStudy) -> list[FrozenTrial]:
     sign = -1 if study.objectives[0].direction == "maximize" else 1
     ordered = sorted(kept, key=lambda trial: (sign * trial.values[0], trial.number))
     return ordered if len(study.objectives) > 1 else ordered[:1]
-
-
-def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether the trial keeps to every constraint."""
-    return all(value <= 0 for value in trial.constraints.values())
 
 
 def describe(study: SearchStudy, trial: FrozenTrial) -> dict[str, Any]:
