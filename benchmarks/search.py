@@ -53,7 +53,9 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, float]:
 def command(arguments: list[str], name: str, place: Path) -> float:
     """The seconds of a whole command, from the start of its process to its end."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "kd_mlflow", name, *arguments], check=True, cwd=place, env=os.environ)
+    subprocess.run(
+        [sys.executable, "-m", "kd_mlflow", name, *arguments], check=True, cwd=place, env=os.environ, stdout=sys.stderr
+    )
     return time.perf_counter() - started
 
 
