@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=6, help="Such that a trial trains for about 30 seconds.")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--image-size", type=int, default=32)

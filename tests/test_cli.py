@@ -149,3 +149,21 @@ def test_completion_offers_commands_and_options(place):
 
 def test_runs_of_an_empty_store_are_an_empty_list(place):
     assert json.loads(place.run("runs", "--json")) == []
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_strikes_in_a_finaliser_still_ends_the_command(name):
+    """Python drops what is raised there; the command must not go on as if nothing had been said."""
+    program = (
+        "import signal, time, kd_mlflow.cli as c\n"
+        "class Lost:\n"
+        f"    def __del__(self): signal.raise_signal(signal.{name}); sum(range(99))\n"
+        "@c.cli.command()\n"
+        "def wait():\n"
+        "    Lost()\n"
+        "    print('lost', flush=True)\n"
+        "    time.sleep(60)\n"
+        "c.main(['wait'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=50)
+    assert (done.returncode, done.stdout) == (130, "lost\n"), done.stderr

@@ -61,6 +61,8 @@ def do_trials(
         sweep(lean, study)
         gc.collect()
 
+    # What is loaded by now stays: without this every look for the garbage of a trial goes through all of it.
+    gc.freeze()
     worker = Worker(study, runner, on_finished=over)
     with _stopping(worker, session.terminal):
         return worker.run()

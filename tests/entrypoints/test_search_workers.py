@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from functools import cache
 
 import pytest
 
@@ -24,6 +25,7 @@ def postgres():
     server.close()
 
 
+@cache  # each has connections of its own, and a server's are counted
 def study_of(url: str, name: str) -> SearchStudy:
     return SearchStudy.load(url, name)
 
@@ -31,7 +33,8 @@ def study_of(url: str, name: str) -> SearchStudy:
 def wait_for(condition, process, seconds: float = 200):
     until = time.monotonic() + seconds
     while True:
-        assert process.poll() is None, process.communicate()
+        if process.poll() is not None:
+            pytest.fail(process.communicate()[1])
         assert time.monotonic() < until
         try:
             if found := condition():
