@@ -21,7 +21,7 @@ import click
 import psutil
 import torch
 
-from benchmarks.step import live
+from benchmarks.contenders import live
 from kd_mlflow.config import DistillConfig, resolve
 from kd_mlflow.data.store import prepare
 from kd_mlflow.distillers.describe import describe

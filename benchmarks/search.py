@@ -81,7 +81,7 @@ def bare_seconds() -> float:
         with TemporaryDirectory() as folder:
             started = time.perf_counter()
             models = [teacher.network.model for teacher in teachers]
-            plan = student_recipe(cell, session.precision)
+            plan = student_recipe(cell, session)
             task = training_task(session, plan, build_network(session, plan), models)
             fit(task, CheckpointFolder(Path(folder)), Silent())
             total += time.perf_counter() - started

@@ -15,7 +15,7 @@ from kd_mlflow.config import COMMANDS, Options, preset_names, resolve
 from kd_mlflow.distillers.names import method_names
 from kd_mlflow.errors import InputError
 
-PANELS = ["Options", "Search", "Data", "Models", "Distillation", "Training", "Augmentation", "Run"]
+PANELS = ["Options", "Search", "Data", "Models", "Distillation", "Training", "Speed", "Augmentation", "Run"]
 
 
 @lru_cache

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from kd_mlflow.config.sections import (
     AugmentationOptions,
+    CacheUse,
     ComparisonOptions,
     DataOptions,
     DistillationOptions,
@@ -17,6 +18,7 @@ from kd_mlflow.config.sections import (
     RegistryOptions,
     ReuseOptions,
     SearchOptions,
+    SpeedOptions,
     StudentOptions,
     StudyOptions,
     TeacherOptions,
@@ -24,6 +26,9 @@ from kd_mlflow.config.sections import (
     WorkerOptions,
     option,
 )
+
+# Where many trainings share a teacher, the cache pays; a single one never sees a view twice.
+SHARED_CACHE = option("auto", SpeedOptions.model_fields["teacher_cache"].description, panel="Speed")
 
 
 class PrepareConfig(DataOptions):
@@ -49,6 +54,7 @@ class DistillConfig(
     StudentOptions,
     DistillationOptions,
     MethodChoice,
+    SpeedOptions,
     ReuseOptions,
     RegistryOptions,
     PlaceOptions,
@@ -65,10 +71,13 @@ class CompareConfig(
     TeacherOptions,
     StudentOptions,
     DistillationOptions,
+    SpeedOptions,
     ReuseOptions,
     PlaceOptions,
 ):
     """Options of `compare`."""
+
+    teacher_cache: CacheUse = SHARED_CACHE
 
     def cell(self, data: str, method: str, seed: int) -> DistillConfig:
         """What `distill` would be asked for to train one cell."""
@@ -89,11 +98,14 @@ class SearchConfig(
     StudentOptions,
     DistillationOptions,
     MethodChoice,
+    SpeedOptions,
     ReuseOptions,
     RegistryOptions,
     PlaceOptions,
 ):
     """Options of `search`."""
+
+    teacher_cache: CacheUse = SHARED_CACHE
 
     def trial(self, values: dict[str, Any], seed: int) -> DistillConfig:
         """What `distill` would be asked for to train one trial.

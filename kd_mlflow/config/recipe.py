@@ -8,11 +8,13 @@ from pydantic import Field
 
 from kd_mlflow.config.sections import (
     Augmentation,
+    CacheUse,
     Normalization,
     Optimizer,
     Options,
     Role,
     Schedule,
+    SpeedOptions,
     Stem,
     TrainingOptions,
 )
@@ -51,6 +53,9 @@ class Recipe(Options):
     ema: float
     precision: Literal["float32", "bfloat16"]
     seed: int
+    teacher_backend: Literal["eager", "traced", "compiled"] = "eager"
+    teacher_cache: CacheUse = "off"
+    cache_precision: Literal["float16", "float32"] = "float16"
     method: str = "labels"
     method_options: dict[str, Any] = Field(default_factory=dict)
 
@@ -60,6 +65,7 @@ def recipe(
     role: Role,
     precision: Literal["float32", "bfloat16"],
     method_options: dict[str, Any] | None = None,
+    teacher_backend: Literal["eager", "traced", "compiled"] = "eager",
 ) -> Recipe:
     """The recipe of one role out of a command's options.
 
@@ -67,10 +73,12 @@ def recipe(
     ----------
     precision:
         What the device resolved to.
-    method_options:
-        For a student, all options of its method.
+    method_options, teacher_backend:
+        For a student, all options of its method, and how its teacher runs.
     """
     values = {name: getattr(config, name) for name in Recipe.model_fields if hasattr(config, name)}
+    if role != "student":  # who learns without a teacher is the same however one would be asked
+        values = {name: value for name, value in values.items() if name not in SpeedOptions.model_fields}
     values |= {"role": role, "precision": precision, "method": "labels", "method_options": {}}
     if role == "teacher":
         values |= {"architecture": config.teacher_arch, "weights": config.teacher_weights}
@@ -81,4 +89,5 @@ def recipe(
         values |= {"architecture": config.student, "weights": config.student_weights}
     if role == "student":
         values |= {"method": config.method, "method_options": method_options or {}}
+        values["teacher_backend"] = teacher_backend
     return Recipe(**values)

@@ -14,6 +14,7 @@ Schedule = Literal["step", "cosine", "multistep", "constant"]
 Augmentation = Literal["none", "crop", "strong"]
 Stem = Literal["standard", "small"]
 Normalization = Literal["auto", "data", "imagenet"]
+CacheUse = Literal["off", "auto", "on"]
 
 
 def _split_names(value: Any) -> Any:
@@ -127,6 +128,25 @@ class TrainingOptions(Options):
         "auto", "auto is bfloat16 on GPUs that have it, float32 elsewhere.", panel="Training"
     )
     seed: int = option(0, "Seed of weights, order and augmentation.", panel="Training", common=True, ge=0, le=SEEDS)
+
+
+class SpeedOptions(Options):
+    """What makes a distillation step cheap."""
+
+    teacher_backend: Literal["auto", "eager", "traced", "compiled"] = option(
+        "auto",
+        "How the frozen teacher runs: traced (BatchNorm folded) on CPUs, compiled on GPUs, or plainly (eager).",
+        panel="Speed",
+    )
+    teacher_cache: CacheUse = option(
+        "off",
+        "Keep the teacher's outputs for other trainings that see the same views; auto: where the method allows it.",
+        panel="Speed",
+    )
+    cache_precision: Literal["float16", "float32"] = option(
+        "float16", "Precision of the teacher's outputs when they are kept.", panel="Speed"
+    )
+    cache_gb: float = option(20.0, "GB that the caches of all teachers may take.", panel="Speed", ge=0)
 
 
 class ModelOptions(Options):

@@ -21,12 +21,15 @@ class Batch:
         ``[B]``, int64: each sample's place in the manifest.
     others:
         Further augmentations of the same samples, shaped like ``images``.
+    epoch:
+        Whose augmentation it is, from 1; 0 without.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     others: tuple[Tensor, ...] = ()
+    epoch: int = 0
 
     def view(self, number: int) -> Batch:
         """The same samples under another augmentation; 0 is ``images`` itself."""

@@ -60,17 +60,31 @@ def training_batches(
     chosen = [order[step * batch_size : (step + 1) * batch_size] for step in range(steps_per_epoch(store, batch_size))]
 
     def make(places: np.ndarray) -> Batch:
-        raw = _load(store, places, device)
-        index = torch.from_numpy(places)
-        images = augment(raw.images, index, options, size=store.image_size, seed=seed, epoch=epoch)
-        others = tuple(
-            augment(raw.images, index, strong, size=store.image_size, seed=seed + VIEW_SEED * view, epoch=epoch)
-            for view in range(1, views)
-        )
-        return Batch(images, raw.labels, raw.index, others)
+        return training_view(store, options, places, seed=seed, epoch=epoch, device=device, views=views)
 
-    strong = options.model_copy(update={"augmentation": "strong"})
     yield from _ahead(chosen, make)
+
+
+def training_view(
+    store: Store,
+    options: AugmentationOptions,
+    places: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+    views: int = 1,
+) -> Batch:
+    """The images at these places ``[B]`` of the manifest, as an epoch shows them; the rest as above."""
+    raw = _load(store, places, device)
+    index, size = torch.from_numpy(places), store.image_size
+    images = augment(raw.images, index, options, size=size, seed=seed, epoch=epoch)
+    strong = options.model_copy(update={"augmentation": "strong"})
+    others = tuple(
+        augment(raw.images, index, strong, size=size, seed=seed + VIEW_SEED * view, epoch=epoch)
+        for view in range(1, views)
+    )
+    return Batch(images, raw.labels, raw.index, others, epoch)
 
 
 def evaluation_batches(store: Store, split: str, *, batch_size: int, device: torch.device) -> Iterator[Batch]:

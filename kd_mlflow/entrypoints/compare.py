@@ -139,7 +139,7 @@ def _refused_by(
     reasons = {}
     for method, cell in cells.items():
         try:
-            check(session, student_recipe(cell, session.precision), teachers if _taught(method) else ())
+            check(session, student_recipe(cell, session), teachers if _taught(method) else ())
         except InputError as error:
             if ALL not in config.methods:
                 raise

@@ -61,7 +61,7 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
     wants_teacher = takes_teacher(config)
     session = Session.open(config, terminal or Terminal(quiet=True))
     key = ("kd.request", request_fingerprint(config, session.store.digest))
-    plan = student_recipe(config, session.precision)
+    plan = student_recipe(config, session)
     check(session, plan, prospective_teachers(session, config) if wants_teacher else [])
     name = f"student {config.student} {config.method}"
     with open_run(session, "student", key, resume=resume, owner=True, name=name, plan=plan) as writer:

@@ -127,7 +127,7 @@ def _register(session: Session, config: DistillConfig, cell: Cell) -> Registered
     """The finished run as a version of NAME-student."""
     network = network_of_run(session.client, cell.run_id)
     metrics = {name.removeprefix("val/"): value for name, value in cell.metrics.items() if name.startswith("val/")}
-    return register_network(session, network, student_recipe(config, session.precision), metrics, cell.evidence)
+    return register_network(session, network, student_recipe(config, session), metrics, cell.evidence)
 
 
 def _names(cells: Sequence[Cell]) -> list[str]:

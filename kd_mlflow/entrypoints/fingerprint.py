@@ -32,6 +32,15 @@ def code_digest(method: str) -> str:
     return digest.hexdigest()
 
 
+@lru_cache
+def view_code_digest() -> str:
+    """SHA-256 over the source that decides what a teacher says of a view."""
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in ("data", "models") for file in (PACKAGE / folder).rglob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _method_files(method: str) -> list[Path]:
     """The contract, and the method's own module with those of its kind that it imports."""
     todo, found = [*CONTRACT], set()

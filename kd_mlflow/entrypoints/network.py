@@ -16,6 +16,7 @@ from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.sources import cache_sentence, teacher_sources
 from kd_mlflow.errors import GuardError, InputError
 from kd_mlflow.measures.resources import ResourceMeter, Usage
 from kd_mlflow.models.artifact import load_model, read_run_id, save_model
@@ -26,7 +27,6 @@ from kd_mlflow.tracking.runs import RunWriter
 from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow, file_sha256
 from kd_mlflow.training.loop import Fit, NonFiniteLoss, Task, fit
 from kd_mlflow.training.observer import Observer, Several, Silent
-from kd_mlflow.training.teachers import LiveTeacher
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,8 @@ def fit_network(
     """
     folder = CheckpointFolder(session.checkpoints(writer.run_id))
     task = training_task(session, recipe, build_network(session, recipe), teachers)
+    if said := cache_sentence(session, recipe, task.teachers):
+        session.terminal.say(said)
     try:
         with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
             before, fitted = _fit(task, folder, Several([_Recorder(writer), lines, *observers]))
@@ -222,12 +224,11 @@ def training_task(session: Session, recipe: Recipe, student: Classifier, teacher
         seed=recipe.seed,
     )
     distiller: Distiller = create(recipe.method, context, recipe.method_options)
-    needs = distiller.needs if distiller.teacher_needs is None else distiller.teacher_needs
     return Task(
         recipe=recipe,
         student=student,
         distiller=distiller,
-        teachers=[LiveTeacher(teacher, needs, device) for teacher in teachers],
+        teachers=teacher_sources(session, recipe, distiller, teachers),
         training_batches=lambda epoch: training_batches(
             store,
             session.config,

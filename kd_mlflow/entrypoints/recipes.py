@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kd_mlflow.config import DistillConfig, Recipe, recipe
 from kd_mlflow.distillers.registry import method_options, takes_common
-from kd_mlflow.training.device import Precision
+from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.models.inference import resolve_backend
 
 WARM_UPS = ("warmup_epochs", "ramp_epochs", "adversarial_start")
 
@@ -23,9 +24,10 @@ def with_resolved_method(config: DistillConfig) -> DistillConfig:
     return config.model_copy(update={**common, "method_options": values})
 
 
-def student_recipe(config: DistillConfig, precision: Precision) -> Recipe:
-    """The recipe of the student; raises as :func:`with_resolved_method`."""
-    return recipe(config, "student", precision, _options(config))
+def student_recipe(config: DistillConfig, session: Session) -> Recipe:
+    """The recipe of the student on the session's device; raises as :func:`with_resolved_method`."""
+    backend = resolve_backend(config.teacher_backend, session.device, session.precision)
+    return recipe(config, "student", session.precision, _options(config), backend)
 
 
 def warm_up_notes(config: DistillConfig) -> list[str]:

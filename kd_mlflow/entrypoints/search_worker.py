@@ -61,11 +61,14 @@ def do_trials(
         sweep(lean, study)
         gc.collect()
 
+    worker = Worker(study, runner, on_finished=over)
     # What is loaded by now stays: without this every look for the garbage of a trial goes through all of it.
     gc.freeze()
-    worker = Worker(study, runner, on_finished=over)
-    with _stopping(worker, session.terminal):
-        return worker.run()
+    try:
+        with _stopping(worker, session.terminal):
+            return worker.run()
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def train_or_reuse_student(
     resume: str | None,
 ) -> RunView:
     """The finished student of the same fingerprint, or one trained now, nested under the parent's run."""
-    plan = student_recipe(cell, session.precision)
+    plan = student_recipe(cell, session)
     key = ("kd.fingerprint", student_fingerprint(session, plan, teachers))
     tags = dict([key]) if cell.reuse else {**dict([key]), "mlflow.parentRunId": parent.run_id}
     if cell.reuse or resume:

@@ -154,7 +154,7 @@ class TrialRunner:
     ) -> dict[str, float]:
         """One training and its validation figures by name; an equal one that is finished is not repeated."""
         session, teachers = self.session, self._teachers(cell)
-        plan = student_recipe(cell, session.precision)
+        plan = student_recipe(cell, session)
         fingerprint = student_fingerprint(session, plan, teachers)
         writer.tags({"kd.fingerprint": fingerprint, **(teacher_tags(teachers) if teachers else {})})
         if (equal := self._equal(cell, fingerprint, writer.run_id)) is not None:
@@ -285,9 +285,7 @@ def recipes_to_check(session: Session, config: SearchConfig, space: Space) -> li
     """A recipe for every pair of method and student that the space holds: all must be possible."""
     choices = {one.name: one.choices for one in space.parameters}
     return [
-        student_recipe(
-            with_resolved_method(config.trial({"method": method, "student": student}, config.seed)), session.precision
-        )
+        student_recipe(with_resolved_method(config.trial({"method": method, "student": student}, config.seed)), session)
         for method in choices.get("method", (config.method,))
         for student in choices.get("student", (config.student,))
     ]
