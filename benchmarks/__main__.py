@@ -2,7 +2,13 @@
 
 import click
 
+from benchmarks.inference import inference
+from benchmarks.memory import memory
+from benchmarks.pipeline import pipeline
+from benchmarks.search import search
+from benchmarks.startup import startup
 from benchmarks.step import step
+from benchmarks.tracking import tracking
 
 
 @click.group(invoke_without_command=True)
@@ -13,7 +19,8 @@ def main(context: click.Context) -> None:
         context.invoke(step)
 
 
-main.add_command(step)
+for command in (step, pipeline, search, tracking, startup, memory, inference):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

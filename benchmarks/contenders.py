@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.timing import Contender, timed
 from kd_mlflow.config import DistillConfig, Recipe, recipe
 from kd_mlflow.data.batch import Batch
-from kd_mlflow.data.loading import steps_per_epoch, training_batches, training_view
+from kd_mlflow.data.loading import samples_per_epoch, steps_per_epoch, training_batches, training_view
 from kd_mlflow.data.store import Store
 from kd_mlflow.distillers.base import Context, TeacherSource
 from kd_mlflow.distillers.registry import create
@@ -151,7 +151,7 @@ def cached(config: DistillConfig, store: Store, device: torch.device) -> Contend
             live,
             lambda: CacheFolder.of(root, {}, codec, len(places), 10**10),
             places,
-            steps_per_epoch(store, config.batch_size),
+            samples_per_epoch(store, config.batch_size),
             lambda chosen, epoch: training_view(store, config, chosen, seed=0, epoch=epoch, device=device),
         )
 

@@ -48,6 +48,7 @@ class Recipe(Options):
     trunk_factor: float
     label_smoothing: float
     class_weights: Literal["none", "balanced"]
+    accumulate: int
     gradient_clip: float
     patience: int
     ema: float

@@ -113,6 +113,13 @@ class TrainingOptions(Options):
     class_weights: Literal["none", "balanced"] = option(
         "none", "balanced weighs each class by the inverse of its frequency in train.", panel="Training"
     )
+    accumulate: int = option(
+        1,
+        "Parts that a batch goes through the network in, for memory; their gradients are added up. Doubled when "
+        "memory runs out.",
+        panel="Training",
+        ge=1,
+    )
     gradient_clip: float = option(0.0, "Largest norm of the gradient; 0 for no limit.", panel="Training", ge=0)
     patience: int = option(
         0, "Stop after so many epochs without a better validation accuracy; 0 never.", panel="Training", ge=0

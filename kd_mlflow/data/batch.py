@@ -31,6 +31,14 @@ class Batch:
     others: tuple[Tensor, ...] = ()
     epoch: int = 0
 
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in so many parts of nearly equal size, as far as it has samples for them."""
+        if parts == 1:
+            return [self]
+        sizes = [len(part) for part in self.index.tensor_split(min(parts, len(self.index)))]
+        cut = zip(*(one.split(sizes) for one in (self.images, self.labels, self.index, *self.others)), strict=True)
+        return [Batch(images, labels, index, tuple(others), self.epoch) for images, labels, index, *others in cut]
+
     def view(self, number: int) -> Batch:
         """The same samples under another augmentation; 0 is ``images`` itself."""
         return replace(self, images=(self.images, *self.others)[number], others=())

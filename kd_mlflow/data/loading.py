@@ -27,6 +27,11 @@ def steps_per_epoch(store: Store, batch_size: int) -> int:
     return max(1, len(store.splits["train"]) // batch_size)
 
 
+def samples_per_epoch(store: Store, batch_size: int) -> int:
+    """How many samples those batches hold."""
+    return steps_per_epoch(store, batch_size) * min(batch_size, len(store.splits["train"]))
+
+
 def training_batches(
     store: Store,
     options: AugmentationOptions,

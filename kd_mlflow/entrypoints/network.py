@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_mlflow.config import Recipe
-from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training_batches
+from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_per_epoch, training_batches
 from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
@@ -113,28 +113,54 @@ def fit_network(
     Raises
     ------
     GuardError
-        As :func:`train_network`, or the device's memory does not hold a step.
+        As :func:`train_network`, or the device's memory does not hold a step of two images.
     """
     folder = CheckpointFolder(session.checkpoints(writer.run_id))
-    task = training_task(session, recipe, build_network(session, recipe), teachers)
-    if said := cache_sentence(session, recipe, task.teachers):
-        session.terminal.say(said)
-    try:
-        with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
-            before, fitted = _fit(task, folder, Several([_Recorder(writer), lines, *observers]))
-    except NonFiniteLoss as stop:
-        paths = [session.store.path_of(index) for index in stop.samples]
-        writer.json(
-            "non_finite_loss.json", {"epoch": stop.epoch, "step": stop.step, "samples": stop.samples, "paths": paths}
-        )
-        raise
-    except torch.OutOfMemoryError:
-        half = max(1, recipe.batch_size // 2)
-        raise GuardError(
-            f"The device's memory does not hold a step of {recipe.batch_size} images; try --batch-size {half}."
-        ) from None
-    images = task.steps_per_epoch * min(recipe.batch_size, len(session.store.splits["train"])) * len(fitted.history)
+    while True:
+        task = training_task(session, recipe, build_network(session, recipe), teachers)
+        if said := cache_sentence(session, recipe, task.teachers):
+            session.terminal.say(said)
+        try:
+            with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
+                before, fitted = _fit(task, folder, Several([Recorder(writer), lines, *observers]))
+            break
+        except NonFiniteLoss as stop:
+            paths = [session.store.path_of(index) for index in stop.samples]
+            writer.json(
+                "non_finite_loss.json",
+                {"epoch": stop.epoch, "step": stop.step, "samples": stop.samples, "paths": paths},
+            )
+            raise
+        except torch.OutOfMemoryError:
+            parts = recipe.accumulate
+        recipe = _in_more_parts(session, writer, recipe, parts)
+    images = samples_per_epoch(session.store, recipe.batch_size) * len(fitted.history)
     return fitted, task.distiller, _whole(meter.usage(images), before)
+
+
+def _in_more_parts(session: Session, writer: RunWriter, recipe: Recipe, parts: int) -> Recipe:
+    """The recipe with batches in twice as many parts, with which the training goes on from its checkpoint.
+
+    Raises
+    ------
+    GuardError
+        Not even a step of two images fits: BatchNorm needs that many.
+    """
+    fewer = 2 * parts
+    if recipe.batch_size // fewer < 2:
+        raise GuardError(
+            f"The device's memory does not hold a step of {max(1, recipe.batch_size // parts)} images; try a smaller "
+            "--image-size or network."
+        )
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()
+    images = -(-recipe.batch_size // fewer)
+    session.terminal.warn(
+        f"The device's memory does not hold a step; going on with each batch of {recipe.batch_size} in {fewer} parts "
+        f"of up to {images} images (--accumulate {fewer})."
+    )
+    writer.tags({"kd.accumulate": str(fewer)})
+    return recipe.model_copy(update={"accumulate": fewer})
 
 
 def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | None = None) -> None:
@@ -254,7 +280,7 @@ def _class_weights(session: Session, recipe: Recipe) -> Tensor | None:
     return (len(labels) / (len(store.classes) * counts)).float()
 
 
-class _Recorder(Silent):
+class Recorder(Silent):
     """Writes every epoch to the run, in one batch; a store that is away for a while does not end the training."""
 
     def __init__(self, writer: RunWriter) -> None:

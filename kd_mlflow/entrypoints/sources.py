@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kd_mlflow.config import AugmentationOptions, Recipe
-from kd_mlflow.data.loading import steps_per_epoch, training_view
+from kd_mlflow.data.loading import samples_per_epoch, training_view
 from kd_mlflow.distillers.base import Distiller, TeacherSource
 from kd_mlflow.entrypoints.fingerprint import view_code_digest
 from kd_mlflow.entrypoints.session import Session
@@ -77,7 +77,7 @@ def _cached(session: Session, recipe: Recipe, live: LiveTeacher) -> CachedTeache
     def view(chosen, epoch):
         return training_view(store, config, chosen, seed=recipe.seed, epoch=epoch, device=session.device)
 
-    return CachedTeacher(live, folder, places, steps_per_epoch(store, recipe.batch_size), view)
+    return CachedTeacher(live, folder, places, samples_per_epoch(store, recipe.batch_size), view)
 
 
 def _codec(recipe: Recipe, teacher: Tapped) -> Codec:

@@ -175,12 +175,17 @@ def train_epoch(task: Task, state: TrainingState, tapped: Tapped, epoch: int, ob
 
 
 def _step(task: Task, state: TrainingState, tapped: Tapped, batch: Batch, progress: Progress) -> Step:
-    """Forward, backward, update."""
-    with autocast(task.device, task.recipe.precision):
-        step = state.distiller.step(batch, tapped, task.teachers, progress)
+    """Forward and backward, in parts if asked for, and one update."""
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    sum(step.losses.values()).backward()
+    done: list[tuple[float, Step]] = []
+    for part in batch.split(task.recipe.accumulate):
+        with autocast(task.device, task.recipe.precision):
+            step = state.distiller.step(part, tapped, task.teachers, progress)
+        share = len(part.labels) / len(batch.labels)
+        loss = sum(step.losses.values())
+        (loss if share == 1 else loss * share).backward()
+        done.append((share, step))
     for optimizer in state.optimizers.values():
         if task.recipe.gradient_clip:
             torch.nn.utils.clip_grad_norm_(
@@ -189,7 +194,17 @@ def _step(task: Task, state: TrainingState, tapped: Tapped, batch: Batch, progre
         optimizer.step()
     if state.average is not None:
         state.average.update_parameters(state.student)
-    return step
+    return done[0][1] if len(done) == 1 else _joined(done)
+
+
+def _joined(parts: Sequence[tuple[float, Step]]) -> Step:
+    """One step out of the parts of a batch and their shares of it."""
+    first = parts[0][1]
+    return Step(
+        {name: sum(share * step.losses[name].detach() for share, step in parts) for name in first.losses},
+        torch.cat([step.logits for _, step in parts]),
+        {name: sum(share * step.terms[name] for share, step in parts) for name in first.terms},
+    )
 
 
 def _rank(metrics: dict[str, float]) -> tuple[float, float]:

@@ -42,8 +42,8 @@ class CachedTeacher:
         Makes the cache's folder, at the first batch.
     places:
         ``[N]``: the training split's places in the manifest, ascending; a record each.
-    steps:
-        Batches an epoch.
+    samples:
+        How many of them the batches of an epoch hold.
     view:
         The images at some places as an epoch shows them, for samples that no batch of it holds.
     """
@@ -53,17 +53,17 @@ class CachedTeacher:
         live: LiveTeacher,
         folder: Callable[[], CacheFolder],
         places: np.ndarray,
-        steps: int,
+        samples: int,
         view: Callable[[np.ndarray, int], Batch],
     ) -> None:
         self.live = live
         self.make_folder = folder
         self.places = places
-        self.steps = steps
+        self.samples = samples
         self.view = view
         self.folder: CacheFolder | None = None
         self.epoch = 0
-        self.step = 0
+        self.seen = 0
         self.kept: np.ndarray | None = None
         self.writer: EpochWriter | None = None
         self.verified = False
@@ -74,8 +74,8 @@ class CachedTeacher:
             self.folder = self.make_folder()
         if batch.epoch != self.epoch:
             self._turn_to(batch.epoch)
-        self.step += 1
         index = batch.index.cpu().numpy()
+        self.seen += len(index)
         rows = np.searchsorted(self.places, index)
         if self.kept is not None:
             records = self.kept[rows]
@@ -91,13 +91,13 @@ class CachedTeacher:
     def _turn_to(self, epoch: int) -> None:
         if self.writer is not None:
             self.writer.abandon()
-        self.epoch, self.step = epoch, 0
+        self.epoch, self.seen = epoch, 0
         self.kept = self.folder.read(epoch)
         self.writer = self.folder.begin(epoch) if self.kept is None else None
 
     def _write(self, rows: np.ndarray, records: np.ndarray) -> None:
         self.writer.put(rows, records)
-        if self.step < self.steps:
+        if self.seen < self.samples:
             return
         if len(missing := self.writer.missing):
             self.writer.put(missing, self._ask(self.view(self.places[missing], self.epoch)))

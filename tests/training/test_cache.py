@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kd_mlflow.config import DistillConfig
-from kd_mlflow.data.loading import steps_per_epoch, training_batches, training_view
+from kd_mlflow.data.loading import samples_per_epoch, training_batches, training_view
 from kd_mlflow.data.store import prepare
 from kd_mlflow.errors import GuardError, KdMlflowError
 from kd_mlflow.models.classifier import ModelSpec
@@ -53,7 +53,7 @@ def cached(store, root, live, precision="float16", batch_size=8, limit=10**9, po
         live,
         lambda: CacheFolder.of(root, facts, codec, len(places), limit),
         places,
-        steps_per_epoch(store, batch_size),
+        samples_per_epoch(store, batch_size),
         lambda chosen, epoch: training_view(store, config, chosen, seed=0, epoch=epoch, device=CPU),
     )
 

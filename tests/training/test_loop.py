@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,25 @@ def test_a_guard_with_a_window_finds_the_same_batch():
     with pytest.raises(NonFiniteLoss) as stop:
         guard.check()
     assert stop.value.samples == list(range(16, 24))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8, 50])
+def test_gradients_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tmp_path, parts):
+    """A network without BatchNorm takes the same steps, whether a batch goes through it whole or in parts."""
+
+    def plain(seed: int):
+        model = network(seed)
+        torch.manual_seed(seed)
+        model.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 3))
+        return model
+
+    def trained(name: str, accumulate: int):
+        asked = task(plain(7), accumulate=accumulate, optimizer="sgd", learning_rate=1e-4)
+        return fit(replace(asked, student=plain(1)), CheckpointFolder(tmp_path / name), Silent())
+
+    whole, cut = trained("whole", 1), trained("cut", parts)
+    for name, value in whole.last.state_dict().items():
+        torch.testing.assert_close(cut.last.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    for one, other in zip(whole.history, cut.history, strict=True):
+        for name in ("train/loss", "train/kd", "train/cross_entropy", "train/accuracy", "val/accuracy"):
+            assert other.metrics[name] == pytest.approx(one.metrics[name], rel=1e-4), name
