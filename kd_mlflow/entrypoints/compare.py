@@ -37,6 +37,11 @@ _CSV_COLUMNS = [
     "minus_control_val",
 ]
 
+CACHED = (
+    "Teachers' outputs come out of a cache where a method allows it: the seconds a batch of such methods leave out the "
+    "teacher's forward pass. --teacher-cache off measures every method with it."
+)
+
 
 @dataclass(frozen=True)
 class CompareResult:
@@ -175,6 +180,7 @@ def _one_dataset(
     notes = [note for method, cell in cells.items() if method not in refused for note in warm_up_notes(cell)]
     for note in notes:
         session.terminal.warn(note)
+    notes += [CACHED] if teachers and config.teacher_cache != "off" else []
     left_out = [LeftOut(method, reason) for method, reason in refused.items()]
     for seed in range(config.seed, config.seed + config.seeds):
         seeded = {m: cell.model_copy(update={"seed": seed}) for m, cell in cells.items() if m not in refused}

@@ -26,7 +26,7 @@ from kd_mlflow.entrypoints.search_worker import do_trials
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
 from kd_mlflow.entrypoints.terminal import Terminal
-from kd_mlflow.entrypoints.trials import known_metrics, recipes_to_check, sweep
+from kd_mlflow.entrypoints.trials import cache_note, known_metrics, recipes_to_check, sweep
 from kd_mlflow.entrypoints.workers import absolute, start_workers, watch
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.models.classifier import Classifier
@@ -111,7 +111,10 @@ def _drive(session: Session, study: SearchStudy, config: SearchConfig, notes: li
     with _run_of(session, study, config) as writer:
         taught = _takes_teacher(session, config, study.space)
         teachers = _teachers(session, study, writer) if taught else []
-        _check_all(session, config, study.space, [teacher.network.model for teacher in teachers])
+        models = [teacher.network.model for teacher in teachers]
+        _check_all(session, config, study.space, models)
+        if models and (said := cache_note(session, config, study.space, models)):
+            terminal.say(said)
         deadline = time.time() + config.timeout if config.timeout else None
         study.note({TOTAL: config.trials, STOP: None, DEADLINE: deadline})
         sweep(session, study)

@@ -16,16 +16,18 @@ from kd_mlflow.config import DistillConfig, Recipe, SearchConfig, to_yaml
 from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.checkpoints import Checkpoints
 from kd_mlflow.entrypoints.judge import judge_split
-from kd_mlflow.entrypoints.network import fit_network
+from kd_mlflow.entrypoints.network import build_network, fit_network, training_task
 from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
 from kd_mlflow.entrypoints.record import THROUGHPUT_BATCH, record_data
 from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.sources import cache_sentence
 from kd_mlflow.entrypoints.students import student_fingerprint, teacher_tags
 from kd_mlflow.entrypoints.teachers import Teacher
 from kd_mlflow.errors import GuardError
 from kd_mlflow.measures.agreement import agreement
 from kd_mlflow.measures.classification import classify
 from kd_mlflow.measures.efficiency import measure
+from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.search.space import Space
 from kd_mlflow.search.study import Claim, SearchStudy
 from kd_mlflow.search.worker import Hopeless, Lost, Outcome, Paused
@@ -279,6 +281,15 @@ def sweep(session: Session, study: SearchStudy) -> None:
     for run in find_runs(session.client, tags={"kd.study": study.name}, role="trial", status="RUNNING"):
         if run.tags.get("kd.trial") not in alive:
             RunWriter(session.client, run.run_id).finish("KILLED", "The worker died; another one does the trial.")
+
+
+def cache_note(session: Session, config: SearchConfig, space: Space, teachers: Sequence[Classifier]) -> str:
+    """What the trials will keep of their teachers' outputs; empty if nothing."""
+    for plan in recipes_to_check(session, config, space):
+        task = training_task(session, plan, build_network(session, plan), teachers)
+        if said := cache_sentence(session, plan, task.teachers):
+            return said
+    return ""
 
 
 def recipes_to_check(session: Session, config: SearchConfig, space: Space) -> list[Recipe]:

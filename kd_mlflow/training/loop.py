@@ -96,7 +96,7 @@ def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
     GuardError
         The loss is not finite.
     """
-    student = task.distiller.training_student(task.student).to(task.device)
+    student = _training_student(task).to(task.device)
     distiller = task.distiller.to(task.device)
     state = TrainingState.fresh(task.recipe, student, distiller, task.device)
     found = checkpoints.load()
@@ -116,6 +116,13 @@ def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
     trained.load_state_dict(checkpoints.best(state.meta))
     best = distiller.deployed_student(copy.deepcopy(trained))
     return Fit(best, last, trained, state.meta.best_epoch, tuple(state.meta.history))
+
+
+def _training_student(task: Task) -> Classifier:
+    """The network that is trained; what a method adds to it starts from weights that the seed alone decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(task.recipe.seed)
+        return task.distiller.training_student(task.student)
 
 
 def _epoch(task: Task, state: TrainingState, tapped: Tapped, checkpoints: CheckpointFolder, observer: Observer) -> None:

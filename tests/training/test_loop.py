@@ -178,3 +178,24 @@ def test_gradients_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tmp_path
     for one, other in zip(whole.history, cut.history, strict=True):
         for name in ("train/loss", "train/kd", "train/cross_entropy", "train/accuracy", "val/accuracy"):
             assert other.metrics[name] == pytest.approx(one.metrics[name], rel=1e-4), name
+
+
+def test_what_a_method_builds_for_training_depends_on_the_seed_alone(tmp_path):
+    """The shared classifier of kdfm has an adapter where the widths differ, made when the training starts."""
+
+    def trained(name: str, state: int):
+        spec = network(0).spec.model_copy(update={"architecture": "mobilenet_v2"})
+        teacher, student = network(7), build(spec, seed=1)
+        asked = task(teacher, epochs=1)
+        distiller = create("kdfm", Context(3, student=student, teachers=(teacher,), seed=0), {})
+        live = [LiveTeacher(teacher, distiller.needs, CPU)]
+        torch.manual_seed(state)
+        return fit(
+            replace(asked, student=student, distiller=distiller, teachers=live),
+            CheckpointFolder(tmp_path / name),
+            Silent(),
+        )
+
+    one, other = trained("one", 1), trained("other", 2)
+    for name, value in one.last.state_dict().items():
+        assert torch.equal(value, other.last.state_dict()[name]), name
