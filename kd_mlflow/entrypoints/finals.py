@@ -39,6 +39,8 @@ class Finals:
         ``best`` or ``defaults``, by the mean of the objective on validation.
     config:
         The winner's options at its best seed, as `distill --config` takes them.
+    broken:
+        The constraints that a candidate does not keep to, by candidate; who keeps to all goes before.
     difference:
         Of test accuracy, best minus defaults; None if they are one.
     """
@@ -47,6 +49,7 @@ class Finals:
     cells: tuple[Cell, ...]
     winner: str
     config: DistillConfig
+    broken: dict[str, list[str]]
     difference: Difference | None
     minus_control: Difference | None
     registered: Registered | None
@@ -59,7 +62,7 @@ class Finals:
     @property
     def verdict(self) -> str:
         """What may be said of it."""
-        return verdict(self.objective, self.means, self.winner, self.difference)
+        return verdict(self.objective, self.means, self.winner, self.difference, self.broken)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types: a row a run."""
@@ -75,6 +78,7 @@ class Finals:
             ],
             "means": self.means,
             "winner": self.winner,
+            "broken_constraints": self.broken,
             "verdict": self.verdict,
             "best_minus_defaults": asdict(self.difference) if self.difference else None,
             "winner_minus_control": asdict(self.minus_control) if self.minus_control else None,
@@ -107,20 +111,32 @@ def train_finals(
             cells.append(Cell(name, seed, found.run_id, found.metrics, found.predicted, found.labels, found.evidence))
     objective = study.objectives[0]
     sign = 1 if objective.direction == "maximize" else -1
-    winner = max(candidates, key=lambda name: (sign * _mean(cells, name, objective.name), name == DEFAULTS))
+    broken = {name: _broken(study, cells, name) for name in candidates}
+
+    def rank(name: str) -> tuple[bool, float, bool]:
+        return not broken[name], sign * _mean(cells, name, objective.name), name == DEFAULTS
+
+    winner = max(candidates, key=rank)
     own = [cell for cell in cells if cell.method == winner]
-    chosen = max(own, key=lambda cell: (cell.metrics["val/accuracy"], -cell.seed))
+    chosen = max(own, key=lambda cell: (sign * _mean([cell], winner, objective.name), -cell.seed))
     final = with_resolved_method(config.trial(candidates[winner], chosen.seed))
+    uris = tuple(teacher.uri for teacher in teachers[: method_class(final.method).teacher_count[1]])
     registered = _register(session, final, chosen) if config.register_model else None
     return Finals(
         objective.name,
         tuple(cells),
         winner,
-        final.model_copy(update={"teacher": tuple(teacher.uri for teacher in teachers) or ("auto",)}),
+        final.model_copy(update={"teacher": uris or ("auto",)}),
+        {name: terms for name, terms in broken.items() if terms},
         _difference(cells, BEST, DEFAULTS),
         _difference(cells, winner, CONTROL),
         registered,
     )
+
+
+def _broken(study: SearchStudy, cells: Sequence[Cell], name: str) -> list[str]:
+    """The constraints that the candidate's means exceed."""
+    return [str(one) for one in study.constraints if one.excess(_mean(cells, name, one.name)) > 0]
 
 
 def _register(session: Session, config: DistillConfig, cell: Cell) -> Registered:

@@ -82,6 +82,8 @@ def search(config: SearchConfig, *, terminal: Terminal | None = None) -> SearchR
         No trial could be completed.
     """
     terminal = terminal or Terminal(quiet=True)
+    if config.engine == "ray" and not config.workers:
+        raise InputError("--engine ray starts the workers; give --workers 1 or more.")
     space, config = resolve_space(config)
     known = known_metrics()
     objectives = parse_objectives(config.objectives, known)

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kd_mlflow.config import DistillConfig, to_yaml
+from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.finals import Finals
 from kd_mlflow.entrypoints.recipes import with_resolved_method
 from kd_mlflow.entrypoints.session import Session
@@ -67,7 +68,8 @@ def record_search(
 
 def _best_config(study: SearchStudy, best: FrozenTrial, teachers: Sequence[Teacher]) -> DistillConfig:
     config = with_resolved_method(study.config.trial(best.user_attrs["values"], study.config.seed))
-    return config.model_copy(update={"teacher": tuple(teacher.uri for teacher in teachers) or ("auto",)})
+    uris = tuple(teacher.uri for teacher in teachers[: method_class(config.method).teacher_count[1]])
+    return config.model_copy(update={"teacher": uris or ("auto",)})
 
 
 def _standing(counts: dict[str, int]) -> str:

@@ -28,10 +28,11 @@ from kd_mlflow.measures.agreement import agreement
 from kd_mlflow.measures.classification import classify
 from kd_mlflow.measures.efficiency import measure
 from kd_mlflow.models.classifier import Classifier
-from kd_mlflow.search.space import Space
-from kd_mlflow.search.study import Claim, SearchStudy
-from kd_mlflow.search.worker import Hopeless, Lost, Outcome, Paused
-from kd_mlflow.tracking.runs import RunWriter, find_runs
+from kd_mlflow.search.space import Space, report_values
+from kd_mlflow.search.storage import StorageAway
+from kd_mlflow.search.study import Claim, Lost, SearchStudy
+from kd_mlflow.search.worker import Hopeless, Outcome, Paused
+from kd_mlflow.tracking.runs import RunWriter, find_runs, read_run
 from kd_mlflow.training.checkpoint import EpochRow
 from kd_mlflow.training.observer import Silent
 
@@ -84,13 +85,13 @@ class TrialRunner:
         found = []
         with self._run(claim, cells[0]) as writer:
             for place, cell in enumerate(cells):
-                with self._seed_run(claim, writer, cell, place) as own:
-                    found.append(self._train(claim, check, own, cell, place))
+                found.append(self._seed(claim, check, writer, cell, place))
                 if self.study.config.pruner == "wilcoxon":
                     claim.report(place, found[-1][self.study.objectives[0].name])
                     if claim.is_hopeless() and place + 1 < len(cells):
                         _give_up(writer, place, found[-1][self.study.objectives[0].name], "seed")
-            means = {name: statistics.fmean(one[name] for one in found) for name in found[0]}
+            shared = [name for name in found[0] if all(name in one for one in found)]
+            means = {name: statistics.fmean(one[name] for one in found) for name in shared}
             if len(found) > 1:
                 writer.final_metrics({_logged(name): value for name, value in means.items()})
         missing = [name for name in self.study.wanted if name not in means]
@@ -100,6 +101,19 @@ class TrialRunner:
             [means[one.name] for one in self.study.objectives],
             {str(one): one.excess(means[one.name]) for one in self.study.constraints},
         )
+
+    def _seed(
+        self, claim: Claim, check: Callable[[], None], trial: RunWriter, cell: DistillConfig, place: int
+    ) -> dict[str, float]:
+        """The figures of one seed; a seed that an earlier part of the trial ended keeps its own."""
+        known = claim.noted.get(f"figures_{place}")
+        if known is not None:
+            return known
+        with self._seed_run(claim, trial, cell, place) as own:
+            figures = self._train(claim, check, own, cell, place)
+        if self.study.config.seeds > 1:
+            claim.note(**{f"figures_{place}": figures})
+        return figures
 
     @contextmanager
     def _run(self, claim: Claim, cell: DistillConfig) -> Iterator[RunWriter]:
@@ -136,14 +150,16 @@ class TrialRunner:
         if self.study.config.seeds == 1:
             yield trial
             return
-        known = claim.noted.get(f"run_id_{place}")
+        tags = {"kd.study": self.study.name, "kd.seed": str(cell.seed), "kd.trial": str(claim.number)}
+        if earlier := claim.noted.get(f"follows_run_{place}"):
+            tags["kd.follows_run_id"] = earlier
         writer = RunWriter.open(
             self.session.client,
             role="trial",
             experiment=self.session.experiment,
             run_name=f"trial {claim.number} seed {cell.seed}",
-            tags={"kd.study": self.study.name, "kd.seed": str(cell.seed), "kd.trial": str(claim.number)},
-            run_id=known,
+            tags=tags,
+            run_id=claim.noted.get(f"run_id_{place}"),
             parent_run_id=trial.run_id,
         )
         with _ended_as_trials_end(writer):
@@ -168,7 +184,7 @@ class TrialRunner:
         models = [teacher.network.model for teacher in teachers]
         try:
             fitted, _, _ = fit_network(session, plan, writer, models, observers)
-        except (Paused, Lost):
+        except (Paused, Lost, StorageAway):
             raise  # whoever goes on with the trial needs its checkpoints
         except Exception:
             self._forget(writer.run_id, earlier)
@@ -205,7 +221,7 @@ class TrialRunner:
         kept = {name: value for name, value in metrics.items() if name.startswith(("best/", "efficiency/"))}
         writer.tags({"kd.reused_run_id": run_id})
         writer.final_metrics(kept)
-        return {name.replace("best/", "val/", 1): value for name, value in kept.items()}
+        return {name.replace("best/", "val/", 1): value for name, value in kept.items() if name != "best/epoch"}
 
     def _use(self, model: torch.nn.Module) -> dict[str, float]:
         """What the network costs in use, if that is asked for; one process of a machine at a time measures."""
@@ -241,7 +257,8 @@ class _EveryEpoch(Silent):
         step = self.first_step + row.epoch
         if self.reports:
             self.claim.report(step, row.metrics[self.metric])
-        if row.epoch <= self.done:
+        # The last epoch before a cut is judged again: it may have been the cut that came before the judgement.
+        if row.epoch < self.done:
             return
         self.check()
         if self.reports and step < self.last_step and self.claim.is_hopeless():
@@ -277,26 +294,31 @@ def _logged(name: str) -> str:
 
 def sweep(session: Session, study: SearchStudy) -> None:
     """End the runs of trials whose worker died: none of a study's runs stays RUNNING that nobody writes."""
+    # In this order: a trial that is claimed in between has no run in the list.
+    running = find_runs(session.client, tags={"kd.study": study.name}, role="trial", status="RUNNING")
     alive = {str(trial.number) for trial in study.ledger().running}
-    for run in find_runs(session.client, tags={"kd.study": study.name}, role="trial", status="RUNNING"):
-        if run.tags.get("kd.trial") not in alive:
+    for run in running:
+        dead = run.tags.get("kd.trial") not in alive
+        if dead and read_run(session.client, run.run_id).status == "RUNNING":
             RunWriter(session.client, run.run_id).finish("KILLED", "The worker died; another one does the trial.")
 
 
 def cache_note(session: Session, config: SearchConfig, space: Space, teachers: Sequence[Classifier]) -> str:
     """What the trials will keep of their teachers' outputs; empty if nothing."""
     for plan in recipes_to_check(session, config, space):
-        task = training_task(session, plan, build_network(session, plan), teachers)
+        own = teachers[: method_class(plan.method).teacher_count[1]]
+        task = training_task(session, plan, build_network(session, plan), own)
         if said := cache_sentence(session, plan, task.teachers):
             return said
     return ""
 
 
 def recipes_to_check(session: Session, config: SearchConfig, space: Space) -> list[Recipe]:
-    """A recipe for every pair of method and student that the space holds: all must be possible."""
+    """A recipe for every pair of method and student that is trained, the report's included: all must be possible."""
+    report = report_values(space, config)
     choices = {one.name: one.choices for one in space.parameters}
     return [
         student_recipe(with_resolved_method(config.trial({"method": method, "student": student}, config.seed)), session)
-        for method in choices.get("method", (config.method,))
+        for method in dict.fromkeys([*choices.get("method", ()), report.get("method", config.method)])
         for student in choices.get("student", (config.student,))
     ]

@@ -96,7 +96,7 @@ def start_workers(session: Session, study: SearchStudy, config: SearchConfig) ->
     common = ["--study", study.name, "--data", absolute(config.data)]
     if config.checkpoints:
         common += ["--checkpoints", config.checkpoints]
-    gpus = torch.cuda.device_count() if config.device == "auto" else 0
+    gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
     command = [sys.executable, "-m", "kd_mlflow", "search-worker", *common]
     # Through the environment and not the command line, which every user of the machine can read.
     environment = {

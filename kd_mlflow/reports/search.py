@@ -40,18 +40,30 @@ COLUMNS = {
 }
 
 
-def verdict(objective: str, means: Mapping[str, float], winner: str, difference: Difference | None) -> str:
+def verdict(
+    objective: str,
+    means: Mapping[str, float],
+    winner: str,
+    difference: Difference | None,
+    broken: Mapping[str, Sequence[str]],
+) -> str:
     """Whether the search found anything better than the report's defaults, no stronger than the figures carry."""
+    kept = "".join(f" On fresh seeds {LABELS[name]} does not keep to {', '.join(broken[name])}." for name in broken)
     if BEST not in means:
-        return "The search found nothing better than the report's defaults; they are what is registered."
+        return f"The search found nothing better than the report's defaults; they are what is registered.{kept}"
     ours, theirs = means[BEST], means[DEFAULTS]
     said = f"On fresh seeds the best of the search has {objective} {ours:.4f}, the report's defaults {theirs:.4f}"
-    said += "." if winner == BEST else ": the search's best does not beat them, and they are what is registered."
+    if winner == BEST:
+        said += "." if DEFAULTS not in broken else "; the best is what is registered."
+    elif BEST in broken and DEFAULTS not in broken:
+        said += "; they are what is registered."
+    else:
+        said += ": the search's best does not beat them, and they are what is registered."
     if difference is not None:
         interval = f"95 % interval {signed(difference.low)} to {signed(difference.high)}, {difference.seeds} seeds"
         said += f" Test accuracy differs by {signed(difference.mean)} ({interval})"
         said += ": not told apart." if difference.holds_zero else "."
-    return said
+    return said + kept
 
 
 def final_table(cells: Sequence[Cell], teacher: Mapping[str, float]) -> Table:
@@ -97,9 +109,7 @@ def render(
     parts += [f"<h2>Best trial: {best['number']}</h2>", Table(["", "value"], named).to_html()]
     if finals is not None:
         parts += ["<h2>On fresh seeds</h2>", f'<div class="scroll lines">{finals.to_html()}</div>']
-        parts += [
-            '<p class="small">± is the standard deviation over seeds. Chosen by validation; test decides nothing.</p>'
-        ]
+        parts += [f'<p class="small">{SPREAD}</p>']
     for name, png in pngs.items():
         parts += [f"<h3>{html.escape(name.replace('_', ' '))}</h3>", picture(png, name)]
     if missing:

@@ -17,7 +17,8 @@ from kd_mlflow.search.space import Space
 
 # They need every parameter in every trial.
 WHOLE = ("gp", "cmaes", "qmc")
-WILCOXON_SEEDS = 3
+# The fewest with which a trial can be told to be worse before its last seed: four pairs give p = 0.0625 at best.
+WILCOXON_SEEDS = 5
 
 
 def check_search(config: SearchConfig, space: Space, objectives: Sequence[Objective], report_inside: bool) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import time
 import warnings
@@ -32,6 +33,11 @@ FIRST_PAUSE = 0.2
 NETWORK_DISKS = ("nfs", "cifs", "smb", "sshfs", "lustre", "gpfs", "ceph", "afs", "9p", "gluster", "beegfs")
 # What Optuna lets out when the database goes away in mid-call; the last is a slip of its own.
 AWAY = (OperationalError, InterfaceError, StorageInternalError, UnboundLocalError)
+
+
+class StorageAway(KdMlflowError):
+    """The storage stayed away for longer than anybody waits; nothing is lost by ending now."""
+
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -101,7 +107,7 @@ def patiently(call: Callable[[], Result], seconds: float = PATIENCE_SECONDS) -> 
 
     Raises
     ------
-    KdMlflowError
+    StorageAway
         It stayed away for ``seconds``.
     """
     pause, started = FIRST_PAUSE, time.monotonic()
@@ -112,8 +118,9 @@ def patiently(call: Callable[[], Result], seconds: float = PATIENCE_SECONDS) -> 
             if not _is_away(error):
                 raise
             away = time.monotonic() - started
+            Outage.last = time.monotonic()
             if away > seconds:
-                raise KdMlflowError(
+                raise StorageAway(
                     f"The storage of the study was away for {away:.0f} s ({_first_line(error)}); "
                     "the trial goes on where it was when the search is started again."
                 ) from error
@@ -121,6 +128,17 @@ def patiently(call: Callable[[], Result], seconds: float = PATIENCE_SECONDS) -> 
                 log.warning("The storage of the study does not answer (%s); trying again.", _first_line(error))
             time.sleep(pause)
             pause = min(pause * 2, 10.0)
+
+
+class Outage:
+    """When this process last found the storage away, on the monotonic clock."""
+
+    last = -math.inf
+
+    @classmethod
+    def is_recent(cls, seconds: float) -> bool:
+        """Whether that was less than so many seconds ago: others could give no sign of life either."""
+        return time.monotonic() - cls.last < seconds
 
 
 class StudyLock:
@@ -141,7 +159,8 @@ class StudyLock:
             with self.file:
                 yield lambda: None
             return
-        with self.storage.engine.connect() as connection:
+        # Not in a transaction: a server may end one that stands idle for as long as the claim takes.
+        with self.storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             own = self._take(connection)
             try:
                 yield lambda: self._still(connection, own)
@@ -159,7 +178,7 @@ class StudyLock:
     def _give_back(self, connection: Connection) -> None:
         try:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": self.key})
-        except AWAY:
+        except SQLAlchemyError:
             connection.invalidate()
 
 

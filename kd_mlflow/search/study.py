@@ -6,7 +6,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -22,15 +22,19 @@ from kd_mlflow.search.ledger import Ledger, slot_of
 from kd_mlflow.search.objectives import Constraint, Objective
 from kd_mlflow.search.samplers import grid_points, make_pruner, make_sampler
 from kd_mlflow.search.space import Space
-from kd_mlflow.search.storage import StudyLock, open_storage, patiently
+from kd_mlflow.search.storage import SILENT_BEATS, Outage, StudyLock, open_storage, patiently
 
 SETTINGS, TOTAL, STOP, DEADLINE = "kd_settings", "kd_trials", "kd_stop", "kd_deadline"
 RUN, TEACHER, EXPERIMENT = "kd_run_id", "kd_teacher", "kd_experiment"
 # Options that say where, when and how much, not what is searched: they may differ when a study goes on.
 PLACE = {
     *("trials", "search", "space", "timeout", "heartbeat", "study", "storage", "checkpoints", "workers", "engine"),
-    *("final_seeds", "experiment", "tracking_uri", "device", "name", "register_model", "reuse", "data"),
+    *("final_seeds", "experiment", "tracking_uri", "device", "name", "register_model", "reuse", "data", "cache_gb"),
 }
+
+
+class Lost(Exception):
+    """This worker was silent for so long that its trial was given to another."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,8 @@ class SearchStudy:
         except DuplicatedStudyError:
             found = cls.load(url, name, heartbeat)
             found.settings.require_same(settings, name)
+            places = {option: settings.config[option] for option in PLACE & settings.config.keys()}
+            found.config = SearchConfig(**{**found.settings.config, **places})
             return found
         return cls(name, url, storage, study, settings, config)
 
@@ -225,7 +231,9 @@ class SearchStudy:
     def _claim(self, worker: str) -> Claim | None:
         """Everything under the study's lock: who dies in the middle leaves nothing that the next does not mend."""
         with self.lock.held() as still_ours:
-            fail_stale_trials(self.study)
+            # After an outage everybody was silent, and is given the time to be heard again.
+            if not Outage.is_recent(SILENT_BEATS * self.config.heartbeat):
+                fail_stale_trials(self.study)
             for trial in self.ledger().half_claimed:
                 self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
             if not self._queue_one():
@@ -248,7 +256,7 @@ class SearchStudy:
     def _queue_one(self) -> bool:
         """See to it that a trial waits: a paused one, one whose worker died, or a new one."""
         ledger = self.ledger()
-        if ledger.done(self.total):
+        if len(ledger.finished) + len(ledger.running) >= self.total:
             return False
         if ledger.waiting:
             return True
@@ -296,17 +304,23 @@ class Claim:
         self.reported = set(patiently(lambda: self._frozen().intermediate_values))
 
     def note(self, **values: Any) -> None:
-        """Keep something with the trial."""
+        """Keep something with the trial.
+
+        Raises
+        ------
+        Lost
+            As from all that writes to it: the trial is over for this worker.
+        """
         for key, value in values.items():
             self.noted[key] = value
-            patiently(lambda key=key, value=value: self.trial.set_user_attr(key, value))
+            self._write(lambda key=key, value=value: self.trial.set_user_attr(key, value))
 
     def report(self, step: int, value: float) -> None:
         """The value at a step; one that was reported is passed over."""
         if step in self.reported:
             return
         self.reported.add(step)
-        patiently(lambda: self.trial.report(value, step))
+        self._write(lambda: self.trial.report(value, step))
 
     def is_hopeless(self) -> bool:
         """What the pruner says."""
@@ -323,7 +337,7 @@ class Claim:
     def complete(self, values: Sequence[float], constraints: Mapping[str, float]) -> None:
         """The trial is over, with these values of the objectives."""
         for name, excess in constraints.items():
-            patiently(lambda name=name, excess=excess: self.trial.set_constraint(name, excess))
+            self._write(lambda name=name, excess=excess: self.trial.set_constraint(name, excess))
         self._tell(TrialState.COMPLETE, list(values))
 
     def prune(self) -> None:
@@ -332,14 +346,26 @@ class Claim:
 
     def fail(self, reason: str) -> None:
         """The trial ended with an error and counts as finished."""
-        self.note(error=reason)
-        self._tell(TrialState.FAIL)
+        with suppress(Lost):  # then it counts for whoever has it now
+            self.note(error=reason)
+            self._tell(TrialState.FAIL)
 
     def pause(self) -> None:
         """Give the trial back as it is: whoever comes next goes on with it, under the same number."""
-        with suppress(UpdateFinishedTrialError):  # it was over already, or given to another worker
-            patiently(lambda: self.trial.set_user_attr("claimed", ""))
-            patiently(lambda: self.study.storage.set_trial_state_values(self.trial._trial_id, TrialState.WAITING))
+        with suppress(Lost):  # it was over already, or given to another worker
+            self._write(self._give_back)
+
+    def _give_back(self) -> None:
+        # Under the lock: between the two writes it looks like a claim that was cut off.
+        with self.study.lock.held():
+            self.trial.set_user_attr("claimed", "")
+            self.study.storage.set_trial_state_values(self.trial._trial_id, TrialState.WAITING)
+
+    def _write(self, write: Callable[[], object]) -> None:
+        try:
+            patiently(write)
+        except UpdateFinishedTrialError:
+            raise Lost from None
 
     def _tell(self, state: TrialState, values: list[float] | None = None) -> None:
         def tell() -> None:
@@ -369,12 +395,11 @@ def study_names(url: str) -> list[str]:
 
 def _another_attempt(dead: FrozenTrial) -> FrozenTrial:
     """The same trial once more, in a new trial that knows which it follows."""
-    kept = {key: value for key, value in dead.user_attrs.items() if key not in ("claimed", "host", "pid", "run_id")}
-    follows = {
-        "attempt": kept.get("attempt", 1) + 1,
-        "follows": dead.number,
-        "follows_run": dead.user_attrs.get("run_id"),
-    }
+    own = {"claimed", "host", "pid", *(key for key in dead.user_attrs if key.startswith(("run_id", "follows")))}
+    kept = {key: value for key, value in dead.user_attrs.items() if key not in own}
+    runs = {key: value for key, value in dead.user_attrs.items() if key.startswith("run_id")}
+    follows = {key.replace("run_id", "follows_run", 1): run_id for key, run_id in runs.items()}
+    follows |= {"attempt": kept.get("attempt", 1) + 1, "follows": dead.number}
     return create_trial(
         state=TrialState.WAITING,
         params=dead.params,

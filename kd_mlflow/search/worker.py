@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kd_mlflow.errors import GuardError
-from kd_mlflow.search.storage import AWAY
-from kd_mlflow.search.study import Claim, SearchStudy
+from kd_mlflow.search.storage import AWAY, Outage, StorageAway
+from kd_mlflow.search.study import Claim, Lost, SearchStudy
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,6 @@ class Hopeless(Exception):
 
 class Paused(Exception):
     """The search stops; the trial goes on when it does."""
-
-
-class Lost(Exception):
-    """This worker was silent for so long that its trial was given to another."""
 
 
 TrialRunner = Callable[[Claim, Callable[[], None]], Outcome]
@@ -71,6 +67,8 @@ class Worker:
 
         Raises
         ------
+        StorageAway
+            The storage stayed away; the trial is given to another when its signs of life stay away, too.
         Exception
             What ended the last of several trials in a row that failed for no reason of their own.
         """
@@ -101,6 +99,8 @@ class Worker:
         except Paused:
             claim.pause()
             return True
+        except StorageAway:
+            raise
         except GuardError as error:
             claim.fail(f"{type(error).__name__}: {error}")
         except Exception as error:
@@ -136,6 +136,7 @@ def _alive(claim: Claim, seconds: float) -> Iterator[None]:
             try:
                 claim.beat()
             except AWAY as error:
+                Outage.last = time.monotonic()
                 log.info("No sign of life could be given: %s", error)
             except Exception:
                 log.exception("No more signs of life can be given.")

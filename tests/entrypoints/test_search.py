@@ -7,16 +7,20 @@ import json
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kd_mlflow.config import SearchConfig, resolve
 from kd_mlflow.entrypoints.search import search
+from kd_mlflow.entrypoints.trials import _EveryEpoch
 from kd_mlflow.errors import InputError
 from kd_mlflow.search.study import SearchStudy
+from kd_mlflow.search.worker import Hopeless
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.records import download
 from kd_mlflow.tracking.runs import find_runs, history, read_json, read_run
+from kd_mlflow.training.checkpoint import EpochRow
 from tests.conftest import QUICK, TINY, Place, make_place
 
 OPTIONS = {"teacher_arch": TINY, "student": TINY, "image_size": 32, "batch_size": 8, "epochs": 2, "final_seeds": 0}
@@ -269,7 +273,7 @@ def _wait(condition, process, seconds: float = 120) -> None:
         ({"storage": "sqlite:////nowhere/at/all.db"}, "there is no folder"),
         ({"storage": "mysql://host/x"}, "give sqlite:///FILE or postgresql"),
         ({"sampler": "cmaes", "search": "batch-size=8,16"}, "--sampler cmaes"),
-        ({"pruner": "wilcoxon"}, "--seeds 3 or more"),
+        ({"pruner": "wilcoxon"}, "--seeds 5 or more"),
         ({"search": "method=kd,ofd", "student": "convnext_tiny"}, "OFD"),
     ],
 )
@@ -291,3 +295,73 @@ def test_a_study_with_another_space_is_refused(config, place):
     with pytest.raises(InputError, match="--epochs 3, not 2"):
         search(config(trials=2, study="mine", epochs=3))
     assert len(find_runs(connect(place.uri), tags={})) == before
+
+
+def test_what_may_change_is_taken_from_the_command_that_goes_on(place, config, photos):
+    first = search(config(study="one", trials=2))
+    assert first.finals is None
+    again = search(config(study="one", trials=2, final_seeds=1, register_model=False))
+    assert again.run_id == first.run_id
+    assert {cell.seed for cell in again.finals.cells} == {1}
+    assert again.finals.registered is None
+
+
+def test_who_keeps_to_the_constraints_goes_before_who_is_better(place, config, photos):
+    """The default student is too large: it is not registered, however good it is."""
+    given = {"search": f"student=shufflenet_v2_x0_5,{TINY}", "sampler": "random", "student": "shufflenet_v2_x0_5"}
+    result = search(config(**given, trials=5, final_seeds=1, constraint="efficiency/parameters_total<1000"))
+    finals = result.finals
+    assert (finals.winner, finals.config.student) == ("best", TINY)
+    assert finals.broken == {"defaults": ["efficiency/parameters_total<1000"]}
+    assert "the source report's defaults does not keep to efficiency/parameters_total<1000" in finals.verdict
+    assert finals.registered.version == 1
+
+
+def test_seeds_that_were_trained_before_are_averaged_with_those_that_were_not(place, config, photos):
+    search(config(study="one", trials=2))
+    search(config(study="two", trials=2, seeds=2))
+    assert [trial.state.name for trial in trials_of(place, "two")] == ["COMPLETE", "COMPLETE"]
+    below = [run for run in runs_of(place, "two") if "kd.seed" in run.tags]
+    assert sorted((run.tags["kd.trial"], run.tags["kd.seed"], "kd.reused_run_id" in run.tags) for run in below) == [
+        ("0", "0", True), ("0", "1", False), ("1", "0", True), ("1", "1", False)]  # fmt: skip
+
+
+def test_a_trial_of_several_seeds_goes_on_after_those_it_has(place, photos):
+    options = ["--data", str(photos), *QUICK, "--epochs", "30", "--trials", "1", "--final-seeds", "0", "--seeds", "2"]
+    process = place.start("search", *options, "--study", "one", "--pruner", "none")
+    _wait(lambda: any("kd.seed" in run.tags and run.status == "FINISHED" for run in runs_of(place, "one")), process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    place.run("search", *options, "--study", "one", "--pruner", "none")
+    client = connect(place.uri)
+    seeds = {run.tags["kd.seed"]: run for run in runs_of(place, "one") if "kd.seed" in run.tags}
+    assert {seed: run.status for seed, run in seeds.items()} == {"0": "FINISHED", "1": "FINISHED"}
+    for run in seeds.values():
+        assert [step for step, _ in history(client, run.run_id, ["val/loss"])["val/loss"]] == list(range(1, 31))
+    assert len(seeds) == len([run for run in runs_of(place, "one") if "kd.seed" in run.tags])
+
+
+def test_the_epoch_before_a_cut_is_judged_when_the_trial_goes_on():
+    """A stop between report and judgement must not let a hopeless trial go on."""
+    study = SimpleNamespace(
+        config=SimpleNamespace(epochs=9, seeds=1),
+        objectives=[SimpleNamespace(name="val/accuracy")],
+        reports_epochs=True,
+    )
+    judged, tags = [], {}
+    claim = SimpleNamespace(
+        report=lambda step, value: None, is_hopeless=lambda: judged.append(1) is None and len(judged) == 1
+    )
+    observer = _EveryEpoch(
+        SimpleNamespace(study=study), claim, lambda: None, SimpleNamespace(tags=lambda found: tags.update(found)), 0
+    )
+    rows = [EpochRow(epoch, 0, {"val/accuracy": 0.1 * epoch}) for epoch in (1, 2, 3)]
+    observer.on_start(9, 3)
+    for row in rows[:2]:
+        observer.on_epoch(row)
+    assert not judged
+    with pytest.raises(Hopeless):
+        observer.on_epoch(rows[2])
+    assert tags["kd.pruned_epoch"] == "3"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from kd_mlflow.config import SearchConfig
@@ -12,9 +14,10 @@ from kd_mlflow.errors import GuardError, InputError
 from kd_mlflow.search.objectives import Objective
 from kd_mlflow.search.space import report_values, resolve_space
 from kd_mlflow.search.status import best_trials, status
-from kd_mlflow.search.storage import check_storage, patiently
-from kd_mlflow.search.study import STOP, TOTAL, SearchStudy, Settings, study_names
+from kd_mlflow.search.storage import Outage, StorageAway, check_storage, patiently
+from kd_mlflow.search.study import STOP, TOTAL, Lost, SearchStudy, Settings, study_names
 from kd_mlflow.search.worker import Hopeless, Outcome, Worker
+from tests.search.postgres import Postgres
 
 
 def opened(folder, name="one", total=6, **given) -> SearchStudy:
@@ -185,3 +188,109 @@ def test_patience_is_for_the_storage_alone():
 
     with pytest.raises(UnboundLocalError):
         patiently(slip, seconds=5)
+
+
+def _taken_for_dead(study: SearchStudy):
+    """A claim whose worker was silent for too long, and which another one has taken."""
+    claim = study.claim("silent")
+    _age_heartbeats(study)
+    assert study.claim("other").noted["follows"] == claim.number
+    return claim
+
+
+def test_whoever_was_taken_for_dead_finds_its_trial_lost_whatever_it_writes(tmp_path):
+    claim = _taken_for_dead(opened(tmp_path, total=3))
+    for write in (lambda: claim.report(1, 0.5), lambda: claim.note(a=1), lambda: claim.complete([1.0], {"a<1": 0.0})):
+        with pytest.raises(Lost):
+            write()
+    claim.fail("an error of its own")
+    claim.pause()
+    assert claim.is_lost()
+
+
+def test_a_worker_that_lost_its_trial_goes_on_with_the_next(tmp_path):
+    study = opened(tmp_path, total=3)
+    heard = []
+
+    def loses(claim, check):
+        if claim.number == 0:
+            _age_heartbeats(study)
+            heard.append(study.claim("other"))
+        return judge(claim, check)
+
+    worker = Worker(study, loses)
+    over = threading.Timer(3, lambda: setattr(worker, "interrupted", True))
+    over.start()
+    assert worker.run() in ("interrupted", "done")
+    over.cancel()
+    assert [trial.state for trial in study.ledger().abandoned] == [TrialState.FAIL]
+    assert len(study.ledger().finished) == 2
+
+
+def test_after_an_outage_nobody_is_taken_for_dead_before_it_could_be_heard(tmp_path, monkeypatch):
+    study = opened(tmp_path, total=3)
+    claim = study.claim("silent")
+    _age_heartbeats(study)
+    monkeypatch.setattr(Outage, "last", time.monotonic())
+    assert study.claim("other").number == 1
+    assert not claim.is_lost()
+    monkeypatch.setattr(Outage, "last", -1e9)
+    assert study.claim("other").noted["follows"] == 0
+
+
+def test_a_storage_that_stays_away_ends_the_worker_and_leaves_the_trial_to_another(tmp_path):
+    study = opened(tmp_path, total=2)
+
+    def away(claim, check):
+        raise StorageAway("away for 900 s")
+
+    with pytest.raises(StorageAway):
+        Worker(study, away).run()
+    assert [trial.number for trial in study.ledger().running] == [0]
+
+
+def test_a_smaller_total_holds_for_trials_that_wait(tmp_path):
+    study = opened(tmp_path, total=5)
+    for claim in [study.claim("a") for _ in range(3)]:
+        claim.pause()
+    Worker(opened(tmp_path, total=2), judge).run()
+    assert len(study.ledger().finished) == 2
+    assert status(study).trials["waiting"] == 1
+
+
+def test_options_of_place_are_those_of_the_command_that_goes_on(tmp_path):
+    opened(tmp_path, final_seeds=0, data="here")
+    again = opened(tmp_path, final_seeds=3, data="there", register_model=False)
+    assert (again.config.final_seeds, again.config.data, again.config.register_model) == (3, "there", False)
+
+
+def test_wilcoxon_gives_up_a_trial_that_loses_on_four_of_five_seeds(tmp_path):
+    study = opened(tmp_path, total=3, pruner="wilcoxon", seeds=5)
+    first, second = study.claim("a"), study.claim("b")
+    for seed in range(5):
+        first.report(seed, 0.9 + seed / 100)
+    first.complete([0.92], {})
+    told = []
+    for seed in range(5):
+        second.report(seed, 0.5 + seed / 90)
+        told.append(second.is_hopeless())
+    assert told == [False, False, False, True, True]
+
+
+def test_a_lock_whose_connection_is_ended_is_an_outage_and_not_an_error(tmp_path):
+    server = Postgres()
+    try:
+        study = SearchStudy.create(server.url, "one", opened(tmp_path).settings, 1)
+        ended = []
+
+        def lose(trial_id):
+            if not ended:
+                ended.append(server.rows("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
+            return RDBStorage.record_heartbeat(study.storage, trial_id)
+
+        study.storage.record_heartbeat = lose
+        claim = study.claim("one")
+        assert ended == [[(True,)]]
+        assert (claim.number, [trial.number for trial in study.ledger().trials]) == (0, [0])
+    finally:
+        server.close()
