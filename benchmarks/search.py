@@ -40,13 +40,14 @@ def search(
     mean stands for every trial: all trainings are of the same size.
     """
     common = ["--data", data, "--image-size", str(image_size), "--epochs", str(epochs)]
-    common += ["--teacher-arch", teacher_arch, "--student", student]
+    common += ["--teacher-arch", teacher_arch]
+    pair = [*common, "--student", student]
     with TemporaryDirectory() as folder:
         place = Path(folder)
         os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db", "KD_MLFLOW_HOME": str(place / "home")}
         os.environ["KD_MLFLOW_STORAGE"] = f"sqlite:///{place}/optuna.db"
-        _command(place, "teacher", *[word for word in common if word not in ("--student", student)])
-        found, ratios = (_over_bare if against == "bare" else _over_separate)(place, common, trials, sample)
+        _command(place, "teacher", *common)
+        found, ratios = (_over_bare if against == "bare" else _over_separate)(place, pair, trials, sample)
     result = {
         "machine": machine(),
         "setting": f"{trials} trials, {teacher_arch} → {student} on {data}, {image_size} px, {epochs} epochs.",
