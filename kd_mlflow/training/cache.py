@@ -111,8 +111,11 @@ class EpochWriter:
         for left in file.parent.glob(f".{file.name}.*"):
             left.unlink(missing_ok=True)
         self.beside = file.with_name(f".{file.name}.{os.getpid()}")
+        size = rows * codec.dtype.itemsize
         with self.beside.open("wb") as handle:
-            os.posix_fallocate(handle.fileno(), 0, rows * codec.dtype.itemsize)
+            handle.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # a full disk is noticed here, and not as a signal at some write
+                os.posix_fallocate(handle.fileno(), 0, size)
         # Mapped: its pages are the file's, and the process does not grow with the data set.
         self.records = np.memmap(self.beside, dtype=codec.dtype, mode="r+", shape=(rows,))
         self.seen = np.zeros(rows, bool)
