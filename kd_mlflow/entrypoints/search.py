@@ -263,8 +263,10 @@ def _teachers(session: Session, study: SearchStudy, writer: RunWriter) -> list[T
 
 
 def _nothing_completed(study: SearchStudy) -> str:
-    failed = study.ledger().failed
-    reason = "none was completed that keeps to the constraints."
-    if failed:
-        reason = failed[-1].user_attrs.get("error", "its worker died.")
+    ledger = study.ledger()
+    reason = "none was completed."
+    if ledger.complete:
+        reason = f"none keeps to {' and '.join(map(str, study.constraints))}."
+    elif ledger.failed:
+        reason = ledger.failed[-1].user_attrs.get("error", "its worker died.")
     return f"No trial of the study '{study.name}' can be used: {reason}"
