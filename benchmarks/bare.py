@@ -1,8 +1,7 @@
-"""Trainings of the loop alone: `python -m benchmarks.bare TIMES OPTION…`, for benchmarks.search."""
+"""Trainings of the loop alone, one a line on stdin: `python -m benchmarks.bare OPTION…`, for benchmarks.search."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -20,21 +19,20 @@ from kd_mlflow.training.observer import Silent
 
 
 def main() -> None:
-    """Print the seconds of each training as a JSON list."""
-    times, options = int(sys.argv[1]), sys.argv[2:]
+    """Say when it is ready, then the seconds of each training."""
+    options = sys.argv[1:]
     given = {name.lstrip("-").replace("-", "_"): value for name, value in zip(options[::2], options[1::2], strict=True)}
     config = with_resolved_method(resolve(DistillConfig, given))
     session = Session.open(config, Terminal(quiet=True))
     models = [teacher.network.model for teacher in find_teachers(session, config, resume=None)]
     plan = student_recipe(config, session)
-    seconds = []
-    for _ in range(times):
+    print("ready", flush=True)
+    for _ in sys.stdin:
         with TemporaryDirectory() as folder:
             started = time.perf_counter()
             task = training_task(session, plan, build_network(session, plan), models)
             fit(task, CheckpointFolder(Path(folder)), Silent())
-            seconds.append(time.perf_counter() - started)
-    print(json.dumps(seconds))
+            print(time.perf_counter() - started, flush=True)
 
 
 if __name__ == "__main__":

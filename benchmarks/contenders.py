@@ -26,6 +26,7 @@ from kd_mlflow.models.taps import Tapped
 from kd_mlflow.models.zoo import build
 from kd_mlflow.training.cache import CacheFolder
 from kd_mlflow.training.device import autocast, resolve_precision
+from kd_mlflow.training.group import Group
 from kd_mlflow.training.loop import Task, train_epoch
 from kd_mlflow.training.observer import Silent
 from kd_mlflow.training.records import Codec
@@ -182,7 +183,7 @@ def _ours(
         backend = resolve_backend(config.teacher_backend, device, plan.precision)
         teachers = [source(LiveTeacher(teacher, needs, device, backend), plan)]
     state = TrainingState.fresh(plan, student, distiller, device)
-    tapped = Tapped(student, distiller.needs)
+    forward = Group().forward(Tapped(student, distiller.needs), distiller)
     stream = _stream(store, config, device, distiller.views, epochs)
 
     def work(steps: int) -> None:
@@ -190,7 +191,7 @@ def _ours(
             plan, student, distiller, teachers, lambda _: islice(stream, steps), lambda: iter(()), steps, device
         )
         # Past every warm-up, so that all terms of the loss are at work.
-        train_epoch(task, state, tapped, WARM, Silent())
+        train_epoch(task, state, forward, WARM, Silent())
 
     return lambda steps: timed(device, lambda: work(steps))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ STUDY = ["--final-seeds", "0", "--sampler", "tpe"]
 @click.option("--student", default="resnet18", show_default=True)
 @click.option("--teacher-arch", default="resnet18", show_default=True)
 @click.option("--against", type=click.Choice(["bare", "separate"]), default="bare", show_default=True)
-@click.option("--sample", default=6, show_default=True, help="Trainings of the other side that are timed.")
+@click.option("--sample", default=6, show_default=True, help="Separate commands that are timed.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--markdown", is_flag=True)
 def search(
@@ -34,10 +35,10 @@ def search(
 ) -> None:  # fmt: skip
     """The overhead of a search over the same trainings bare; or its gain over separate `distill` commands.
 
-    bare: the search without cache and pruning, against the same loop and checkpoints without Optuna, MLflow and
-    the start of a process. separate: the search with its cache, with and without pruning, against commands that
-    share nothing but the teacher. Half of the other side is timed before the search and half after it, and its
-    mean stands for every trial: all trainings are of the same size.
+    bare: the search without cache and pruning, against the same loop and checkpoints without Optuna and MLflow. After
+    each trial the search is held while a bare training runs, so that both meet the same moods of the machine; the
+    time it is held does not count. separate: the search with its cache, with and without pruning, against commands
+    that share nothing but the teacher, half of them timed before the search and half after it.
     """
     common = ["--data", data, "--image-size", str(image_size), "--epochs", str(epochs)]
     common += ["--teacher-arch", teacher_arch]
@@ -47,7 +48,10 @@ def search(
         os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db", "KD_MLFLOW_HOME": str(place / "home")}
         os.environ["KD_MLFLOW_STORAGE"] = f"sqlite:///{place}/optuna.db"
         _command(place, "teacher", *common)
-        found, ratios = (_over_bare if against == "bare" else _over_separate)(place, pair, trials, sample)
+        if against == "bare":
+            found, ratios = _over_bare(place, pair, trials)
+        else:
+            found, ratios = _over_separate(place, pair, trials, sample)
     result = {
         "machine": machine(),
         "setting": f"{trials} trials, {teacher_arch} → {student} on {data}, {image_size} px, {epochs} epochs.",
@@ -57,16 +61,32 @@ def search(
     tell("A search", result, as_json, markdown)
 
 
-def _over_bare(place: Path, common: list[str], trials: int, sample: int) -> tuple[dict, dict]:
-    half = max(1, sample // 2)
+def _over_bare(place: Path, common: list[str], trials: int) -> tuple[dict, dict]:
     plain = [*STUDY, "--trials", str(trials), "--pruner", "none", "--teacher-cache", "off"]
-    before = _bare(common, half)
-    whole = _command(place, "search", *common, *plain)
-    each = [*before, *_bare(common, half)]
-    bare = trials * sum(each) / len(each)
+    bare = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.bare", *common], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    bare.stdout.readline()  # it is ready
+    started, held, seconds = time.perf_counter(), 0.0, []
+    command = [sys.executable, "-m", "kd_mlflow", "search", *common, *plain]
+    searching = subprocess.Popen(command, cwd=place, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    for line in searching.stderr:
+        sys.stderr.write(line)
+        if re.match(rf"\d+/{trials} trial", line):
+            searching.send_signal(signal.SIGSTOP)
+            stopped = time.perf_counter()
+            bare.stdin.write("\n")
+            bare.stdin.flush()
+            seconds.append(float(bare.stdout.readline()))
+            held += time.perf_counter() - stopped
+            searching.send_signal(signal.SIGCONT)
+    if searching.wait() or len(seconds) != trials:
+        raise click.ClickException("The search failed.")
+    whole = time.perf_counter() - started - held
+    bare.communicate()
     return (
-        {"search": whole, "bare trainings": bare, "a bare training": bare / trials, "beyond them": whole - bare},
-        {"overhead": whole / bare - 1},
+        {"search": whole, "bare trainings": sum(seconds), "beyond them": whole - sum(seconds)},
+        {"overhead": whole / sum(seconds) - 1},
     )
 
 
@@ -95,10 +115,3 @@ def _command(place: Path, name: str, *arguments: str) -> float:
         [sys.executable, "-m", "kd_mlflow", name, *arguments], check=True, cwd=place, env=os.environ, stdout=sys.stderr
     )
     return time.perf_counter() - started
-
-
-def _bare(common: list[str], times: int) -> list[float]:
-    """Seconds of bare trainings, in a process of their own like the search's."""
-    command = [sys.executable, "-m", "benchmarks.bare", str(times), *common]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
-    return json.loads(done.stdout)

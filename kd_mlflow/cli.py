@@ -162,19 +162,19 @@ def search(show: bool, stop: bool, render: str | None, as_json: bool, **values: 
         raise InputError("Give one of --status, --stop and --render.")
     from kd_mlflow.entrypoints.search import launch_file, look_at_study, stop_study
     from kd_mlflow.entrypoints.search import search as run
-    from kd_mlflow.entrypoints.show import searched, study_status
+    from kd_mlflow.entrypoints.show import searched, study_status, study_stopped
 
     if show:
         _print(look_at_study(config), as_json, study_status)
     elif stop:
-        _print({"study": stop_study(config)}, as_json, lambda r: f"{r['study']} stops at every worker's next epoch.")
+        _print(stop_study(config), as_json, study_stopped)
     elif render:
         click.echo(launch_file(config, render), nl=False)
     else:
         result = run(config, terminal=_terminal())
         _print(result.to_json(), as_json, searched)
         if result.ending == "interrupted":
-            raise KeyboardInterrupt
+            sys.exit(130)
 
 
 @_config_command
@@ -304,6 +304,8 @@ def _config(command: str, values: dict[str, Any], file: Path | None = None) -> A
 
 def _resumable(command: str, values: dict[str, Any], resume: str | None) -> tuple[Any, str | None]:
     """The options; those of the run itself when a run id is given."""
+    if not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        resume = "newest"  # torchrun starts everybody again when one died
     if resume in (None, "", "false"):
         return _config(command, values), None
     if resume in ("newest", "true"):
@@ -356,6 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         stop_with_parent()
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _join(int(os.environ.get("RANK", "0")))
         code = cli.main(arguments, prog_name="kd-mlflow", standalone_mode=False)
     except KdMlflowError as error:
         code = _fail(str(error), error.exit_code)
@@ -368,6 +372,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
+
+
+def _join(rank: int) -> None:
+    """Lead the processes that train together; all but the first only do what they are told."""
+    if rank:
+        from kd_mlflow.entrypoints.rank import serve
+
+        sys.exit(serve())
+    from kd_mlflow.entrypoints.processes import join_torchrun
+
+    join_torchrun()
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
@@ -110,6 +111,9 @@ def config_from(command: str, values: dict[str, Any], file: Path | None = None) 
             given[name] = values[name]
         if values.get(f"no_{name}") is not None:
             given[name] = not values[f"no_{name}"]
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if "devices" in model.model_fields and started > 1:
+        given.setdefault("devices", started)
     chosen = Path(values["config_file"]) if values.get("config_file") else file
     return resolve(model, given, values.get("preset"), chosen)
 

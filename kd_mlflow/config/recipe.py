@@ -49,6 +49,7 @@ class Recipe(Options):
     label_smoothing: float
     class_weights: Literal["none", "balanced"]
     accumulate: int
+    devices: int
     gradient_clip: float
     patience: int
     ema: float

@@ -120,6 +120,14 @@ class TrainingOptions(Options):
         panel="Training",
         ge=1,
     )
+    devices: int = option(
+        1,
+        "Processes that train together, each with a share of every batch: on a GPU of its own, or on a share of the "
+        "cores. Under torchrun: as many as it started.",
+        panel="Training",
+        ge=1,
+        le=4096,
+    )
     gradient_clip: float = option(0.0, "Largest norm of the gradient; 0 for no limit.", panel="Training", ge=0)
     patience: int = option(
         0, "Stop after so many epochs without a better validation accuracy; 0 never.", panel="Training", ge=0
@@ -371,7 +379,7 @@ class StudyOptions(Options):
     )
     storage: str = option(
         "",
-        "sqlite:///FILE or postgresql://… for many machines; empty: KD_MLFLOW_STORAGE, else sqlite:///optuna.db.",
+        "sqlite:///FILE or postgresql://… for many machines; empty: KD_MLFLOW_STORAGE or optuna.db beside mlflow.db.",
         panel="Search",
         common=True,
     )

@@ -41,6 +41,7 @@ def training_batches(
     epoch: int,
     device: torch.device,
     views: int = 1,
+    share: Callable[[np.ndarray], np.ndarray] = lambda places: places,
 ) -> Iterator[Batch]:
     """One epoch of the training split, shuffled and augmented: a function of (seed, epoch) alone.
 
@@ -54,6 +55,8 @@ def training_batches(
         Where batches are put, and where they are augmented.
     views:
         How many augmentations of each image; those after the first are strong whatever ``options`` say.
+    share:
+        The part of a batch's places ``[B]`` that is made.
 
     Yields
     ------
@@ -62,7 +65,8 @@ def training_batches(
     """
     train = store.splits["train"]
     order = train[permutation(len(train), seed, epoch)]
-    chosen = [order[step * batch_size : (step + 1) * batch_size] for step in range(steps_per_epoch(store, batch_size))]
+    steps = range(steps_per_epoch(store, batch_size))
+    chosen = [share(order[step * batch_size : (step + 1) * batch_size]) for step in steps]
 
     def make(places: np.ndarray) -> Batch:
         return training_view(store, options, places, seed=seed, epoch=epoch, device=device, views=views)
@@ -92,9 +96,14 @@ def training_view(
     return Batch(images, raw.labels, raw.index, others, epoch)
 
 
-def evaluation_batches(store: Store, split: str, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """A whole split in the order of the manifest: the centre of each image, uint8, nothing left out."""
-    places = store.splits[split]
+def evaluation_batches(
+    store: Store, split: str, *, batch_size: int, device: torch.device, part: int = 0, parts: int = 1
+) -> Iterator[Batch]:
+    """A whole split in the order of the manifest: the centre of each image, uint8, nothing left out.
+
+    Or one of several parts of it, of nearly equal size.
+    """
+    places = np.array_split(store.splits[split], parts)[part]
     chosen = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
 
     def make(places: np.ndarray) -> Batch:

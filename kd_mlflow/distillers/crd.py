@@ -20,6 +20,7 @@ from kd_mlflow.distillers.base import (
     full_precision,
     make_step,
 )
+from kd_mlflow.distillers.gather import gathered
 from kd_mlflow.distillers.matching import networks_of
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.errors import InputError
@@ -84,7 +85,7 @@ class CRD(Distiller):
     )
     Options = CRDOptions
     needs = POOLED
-    limits = "Each process has banks of its own; negatives need a second class."
+    limits = "Negatives need a second class."
     rows: Tensor
     student_bank: Tensor
     teacher_bank: Tensor
@@ -140,7 +141,7 @@ class CRD(Distiller):
         for number, (own, bank) in enumerate(((student, self.teacher_bank), (teacher, self.student_bank))):
             exponentials = _exponentials(own, bank, chosen, self.options.temperature)
             if self.normalisers[number] < 0:
-                self.normalisers[number] = exponentials.detach().mean() * self.samples
+                self.normalisers[number] = gathered(exponentials.detach().mean()[None]).mean() * self.samples
             # A copy: the other direction may still set its own in this buffer.
             scores = exponentials / self.normalisers[number].clone()
             parts.append(contrast_loss(scores, self.negatives, self.samples))
@@ -148,10 +149,10 @@ class CRD(Distiller):
 
     @torch.no_grad()
     def remember(self, student: Tensor, teacher: Tensor, rows: Tensor) -> None:
-        """Move the samples' rows towards what they are now."""
-        momentum = self.options.momentum
+        """Move the samples' rows towards what they are now, those of all processes."""
+        momentum, rows = self.options.momentum, gathered(rows)
         for bank, own in ((self.student_bank, student), (self.teacher_bank, teacher)):
-            bank[rows] = F.normalize(momentum * bank[rows] + (1 - momentum) * own.to(bank.dtype), dim=1)
+            bank[rows] = F.normalize(momentum * bank[rows] + (1 - momentum) * gathered(own).to(bank.dtype), dim=1)
 
 
 def _exponentials(own: Tensor, bank: Tensor, chosen: Tensor, temperature: float) -> Tensor:

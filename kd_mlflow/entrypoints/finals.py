@@ -62,7 +62,7 @@ class Finals:
     @property
     def verdict(self) -> str:
         """What may be said of it."""
-        return verdict(self.objective, self.means, self.winner, self.difference, self.broken)
+        return verdict(self.objective, self.means, self.winner, self.difference, self.minus_control, self.broken)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types: a row a run."""

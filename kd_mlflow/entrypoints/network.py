@@ -15,6 +15,7 @@ from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_
 from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
+from kd_mlflow.entrypoints.processes import ProcessDied, together
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.sources import cache_sentence, teacher_sources
 from kd_mlflow.errors import GuardError, InputError
@@ -25,10 +26,13 @@ from kd_mlflow.models.taps import Tapped
 from kd_mlflow.models.zoo import build, normalization_for
 from kd_mlflow.tracking.runs import RunWriter
 from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow, file_sha256
+from kd_mlflow.training.group import Group
 from kd_mlflow.training.loop import Fit, NonFiniteLoss, Task, fit
 from kd_mlflow.training.observer import Observer, Several, Silent
 
 log = logging.getLogger(__name__)
+# How often a training goes on after the death of one of its processes.
+RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -116,14 +120,23 @@ def fit_network(
         As :func:`train_network`, or the device's memory does not hold a step of two images.
     """
     folder = CheckpointFolder(session.checkpoints(writer.run_id))
+    deaths = 0
     while True:
-        task = training_task(session, recipe, build_network(session, recipe), teachers)
-        if said := cache_sentence(session, recipe, task.teachers):
-            session.terminal.say(said)
+        student = build_network(session, recipe)
         try:
-            with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
-                before, fitted = _fit(task, folder, Several([Recorder(writer), lines, *observers]))
+            with together(session, recipe, student, teachers, folder) as group:
+                task = training_task(session, recipe, student, teachers, group)
+                for said in filter(None, (_shares(recipe), cache_sentence(session, recipe, task.teachers))):
+                    session.terminal.say(said)
+                with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
+                    before, fitted = _fit(task, folder, Several([Recorder(writer), lines, *observers]))
             break
+        except ProcessDied as death:
+            deaths += 1
+            if deaths > RESTARTS:
+                raise
+            session.terminal.warn(f"{death} Starting all of them again, from the last checkpoint.")
+            continue
         except NonFiniteLoss as stop:
             paths = [session.store.path_of(index) for index in stop.samples]
             writer.json(
@@ -136,6 +149,16 @@ def fit_network(
         recipe = _in_more_parts(session, writer, recipe, parts)
     images = samples_per_epoch(session.store, recipe.batch_size) * len(fitted.history)
     return fitted, task.distiller, _whole(meter.usage(images), before)
+
+
+def _shares(recipe: Recipe) -> str:
+    """What several processes make of the batch; empty for one."""
+    if recipe.devices == 1:
+        return ""
+    return (
+        f"{recipe.devices} processes, each with {recipe.batch_size // recipe.devices} images of a batch of "
+        f"{recipe.batch_size}; the learning rate {recipe.learning_rate:g} is that of the whole batch."
+    )
 
 
 def _in_more_parts(session: Session, writer: RunWriter, recipe: Recipe, parts: int) -> Recipe:
@@ -176,6 +199,10 @@ def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | Non
     InputError
         The architecture, its weights or the method cannot be had, or not with these networks.
     """
+    splits = session.store.splits
+    Group(0, recipe.devices).check(min(recipe.batch_size, len(splits["train"])))
+    if len(splits["val"]) < recipe.devices:
+        raise InputError(f"{recipe.devices} processes cannot share a validation split of {len(splits['val'])} images.")
     fewest, most = method_class(recipe.method).teacher_count
     student = build_network(session, recipe)
     if teachers is None:
@@ -235,9 +262,11 @@ def _parameters(model: Classifier) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def training_task(session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Classifier]) -> Task:
-    """What the loop needs to train by the recipe."""
-    store, device = session.store, session.device
+def training_task(
+    session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Classifier], group: Group | None = None
+) -> Task:
+    """What the loop needs to train by the recipe, or this process's share of it."""
+    store, device, group = session.store, session.device, group or Group()
     train = store.splits["train"]
     context = Context(
         num_classes=len(store.classes),
@@ -263,10 +292,14 @@ def training_task(session: Session, recipe: Recipe, student: Classifier, teacher
             epoch=epoch,
             device=device,
             views=distiller.views,
+            share=group.share,
         ),
-        validation_batches=lambda: evaluation_batches(store, "val", batch_size=recipe.batch_size, device=device),
+        validation_batches=lambda: evaluation_batches(
+            store, "val", batch_size=recipe.batch_size, device=device, part=group.rank, parts=group.size
+        ),
         steps_per_epoch=steps_per_epoch(store, recipe.batch_size),
         device=device,
+        group=group,
     )
 
 

@@ -32,10 +32,11 @@ from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.search.objectives import parse_constraints, parse_objectives
 from kd_mlflow.search.samplers import check_search
+from kd_mlflow.search.settings import Settings
 from kd_mlflow.search.space import Space, report_values, resolve_space
 from kd_mlflow.search.status import best_trials, describe, status
 from kd_mlflow.search.storage import check_storage, storage_url
-from kd_mlflow.search.study import DEADLINE, EXPERIMENT, RUN, STOP, TEACHER, TOTAL, SearchStudy, Settings, study_names
+from kd_mlflow.search.study import DEADLINE, EXPERIMENT, RUN, STOP, TEACHER, TOTAL, SearchStudy, study_names
 from kd_mlflow.tracking.runs import RunWriter, adopt_run_id
 
 
@@ -89,8 +90,8 @@ def search(config: SearchConfig, *, terminal: Terminal | None = None) -> SearchR
     objectives = parse_objectives(config.objectives, known)
     constraints = parse_constraints(config.constraint, known)
     report = report_values(space, config)
-    notes = check_search(config, space, objectives, space.holds(report))
-    url = storage_url(config.storage)
+    notes = check_search(config, space, objectives, report)
+    url = storage_url(config.storage, config.tracking_uri)
     there = check_storage(url)
     if there and config.study in study_names(url):
         _same_search(SearchStudy.load(url, config.study), config, space, objectives, constraints, report)
@@ -122,7 +123,8 @@ def _drive(session: Session, study: SearchStudy, config: SearchConfig, notes: li
         sweep(session, study)
         for note in notes:
             terminal.say(note)
-        terminal.say(f"Study {study.name}: {len(study.ledger().finished)} of {study.total} trials are finished")
+        counts = status(study).trials
+        terminal.say(f"Study {study.name}: {counts['finished']} of {counts['total']} trials are finished")
         with SearchView(study, terminal):
             if config.workers == 1 and config.engine == "processes":
                 ending = do_trials(session, study, teachers, writer.run_id, checkpoints)
@@ -148,7 +150,7 @@ def find_study(config: SearchConfig) -> SearchStudy:
     InputError
         There is no such study.
     """
-    url = storage_url(config.storage)
+    url = storage_url(config.storage, config.tracking_uri)
     names = study_names(url) if check_storage(url) else []
     if not names:
         raise InputError("There is no study in this storage; start one with `kd-mlflow search`, or name its --storage.")
@@ -160,11 +162,12 @@ def look_at_study(config: SearchConfig) -> dict[str, Any]:
     return status(find_study(config)).to_json()
 
 
-def stop_study(config: SearchConfig) -> str:
-    """Ask every worker to stop at its next epoch; returns the study's name."""
+def stop_study(config: SearchConfig) -> dict[str, str]:
+    """Ask every worker to stop at its next epoch; nothing of a study that has all its trials."""
     study = find_study(config)
-    study.note({STOP: True})
-    return study.name
+    if status(study).state != "finished":
+        study.note({STOP: True})
+    return {"study": study.name, "state": status(study).state}
 
 
 def launch_file(config: SearchConfig, scheduler: str) -> str:
@@ -177,7 +180,7 @@ def launch_file(config: SearchConfig, scheduler: str) -> str:
     """
     launch = Launch(
         study=config.study or find_study(config).name,
-        storage=storage_url(config.storage),
+        storage=storage_url(config.storage, config.tracking_uri),
         tracking_uri=config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""),
         checkpoints=config.checkpoints,
         data=absolute(config.data),

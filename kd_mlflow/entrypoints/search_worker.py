@@ -29,7 +29,7 @@ def work(config: WorkerConfig, *, terminal: Terminal | None = None) -> Ending:
         There is no such study, it was not started by `search`, or the data here is other data.
     """
     terminal = terminal or Terminal(quiet=True)
-    url = storage_url(config.storage)
+    url = storage_url(config.storage, config.tracking_uri)
     if not config.study:
         raise InputError("search-worker needs --study, the name that `kd-mlflow search` printed.")
     if not check_storage(url):

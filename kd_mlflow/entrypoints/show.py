@@ -65,11 +65,16 @@ def searched(result: dict[str, Any]) -> Group:
             accuracies = [_number(run[f"{split}/accuracy"]) for split in ("val", "test")]
             lines.append([run["candidate"], str(run["seed"]), *accuracies, run["run_id"]])
         parts += [_grid(header, lines, "On fresh seeds"), Text(finals["verdict"])]
-        if finals["registered"]:
-            parts.append(Text("Registered {name} version {version} as {alias}".format(**finals["registered"])))
     elif result["ending"] in ("stopped", "interrupted"):
         parts.append(Text("The same command goes on with it."))
     return Group(*parts)
+
+
+def study_stopped(result: dict[str, Any]) -> str:
+    """What `--stop` did."""
+    if result["state"] == "finished":
+        return f"{result['study']} has all its trials: there is nothing to stop."
+    return f"{result['study']} stops at every worker's next epoch."
 
 
 def study_status(result: dict[str, Any]) -> Group:
@@ -79,7 +84,8 @@ def study_status(result: dict[str, Any]) -> Group:
     counts = result["trials"]
     names = ("complete", "pruned", "failed", "running", "waiting", "abandoned")
     said = ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
-    lines = [f"Study {result['study']}: {result['state']}, {counts['finished']} of {counts['total']} trials ({said})"]
+    standing = f"{counts['finished']} of {counts['total']} trials" + (f" ({said})" if said else "")
+    lines = [f"Study {result['study']}: {result['state']}, {standing}"]
     if result["seconds_left"]:
         lines.append(f"About {duration(result['seconds_left'])} left")
     if result["best"]:

@@ -74,10 +74,13 @@ def _cached(session: Session, recipe: Recipe, live: LiveTeacher) -> CachedTeache
         limit = int(config.cache_gb * 1e9)
         return CacheFolder.of(session.home / PLACE, facts, _codec(recipe, live.tapped), len(places), limit)
 
+    # Of several processes each sees a share: they read what is there and leave the filling to one that sees all.
+    samples = samples_per_epoch(store, recipe.batch_size) if recipe.devices == 1 else None
+
     def view(chosen, epoch):
         return training_view(store, config, chosen, seed=recipe.seed, epoch=epoch, device=session.device)
 
-    return CachedTeacher(live, folder, places, samples_per_epoch(store, recipe.batch_size), view)
+    return CachedTeacher(live, folder, places, samples, view)
 
 
 def _codec(recipe: Recipe, teacher: Tapped) -> Codec:

@@ -28,9 +28,10 @@ from kd_mlflow.measures.agreement import agreement
 from kd_mlflow.measures.classification import classify
 from kd_mlflow.measures.efficiency import measure
 from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.search.claim import Claim, Lost
 from kd_mlflow.search.space import Space, report_values
 from kd_mlflow.search.storage import StorageAway
-from kd_mlflow.search.study import Claim, Lost, SearchStudy
+from kd_mlflow.search.study import SearchStudy
 from kd_mlflow.search.worker import Hopeless, Outcome, Paused
 from kd_mlflow.tracking.runs import RunWriter, find_runs, read_run
 from kd_mlflow.training.checkpoint import EpochRow

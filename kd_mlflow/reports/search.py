@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_mlflow.reports.comparison import CONTROL, Cell, signed
+from kd_mlflow.reports.comparison import CONTROL, Cell, seed_count, signed
 from kd_mlflow.reports.html import page, picture
 from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.reports.tables import Table
@@ -45,12 +45,17 @@ def verdict(
     means: Mapping[str, float],
     winner: str,
     difference: Difference | None,
+    minus_control: Difference | None,
     broken: Mapping[str, Sequence[str]],
 ) -> str:
-    """Whether the search found anything better than the report's defaults, no stronger than the figures carry."""
-    kept = "".join(f" On fresh seeds {LABELS[name]} does not keep to {', '.join(broken[name])}." for name in broken)
+    """Whether the search found anything better than the report's defaults and than labels alone.
+
+    No stronger than the figures carry.
+    """
+    labels = _against_labels(minus_control)
+    kept = "".join(f" Not kept on fresh seeds by {LABELS[name]}: {', '.join(broken[name])}." for name in broken)
     if BEST not in means:
-        return f"The search found nothing better than the report's defaults; they are what is registered.{kept}"
+        return f"The search found nothing better than the report's defaults; they are what is registered.{labels}{kept}"
     ours, theirs = means[BEST], means[DEFAULTS]
     said = f"On fresh seeds the best of the search has {objective} {ours:.4f}, the report's defaults {theirs:.4f}"
     if winner == BEST:
@@ -60,10 +65,8 @@ def verdict(
     else:
         said += ": the search's best does not beat them, and they are what is registered."
     if difference is not None:
-        interval = f"95 % interval {signed(difference.low)} to {signed(difference.high)}, {difference.seeds} seeds"
-        said += f" Test accuracy differs by {signed(difference.mean)} ({interval})"
-        said += ": not told apart." if difference.holds_zero else "."
-    return said + kept
+        said += f" Test accuracy differs by {_interval(difference)}."
+    return said + labels + kept
 
 
 def final_table(cells: Sequence[Cell], teacher: Mapping[str, float]) -> Table:
@@ -117,6 +120,19 @@ def render(
         parts += ["<h2>Not drawn</h2>", f"<ul>{items}</ul>"]
     parts += ["<h2>Configuration</h2>", f"<pre>{html.escape(config_yaml)}</pre>"]
     return page(title, parts)
+
+
+def _against_labels(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    said = "labels alone do better than the winner" if found.mean < 0 else "the winner against labels alone"
+    return f" On test, {said}: {_interval(found)}."
+
+
+def _interval(found: Difference) -> str:
+    told = ", not told apart" if found.holds_zero else ""
+    low, high = signed(found.low), signed(found.high)
+    return f"{signed(found.mean)} (95 % interval {low} to {high}, {seed_count(found.seeds)}{told})"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -21,7 +21,9 @@ WHOLE = ("gp", "cmaes", "qmc")
 WILCOXON_SEEDS = 5
 
 
-def check_search(config: SearchConfig, space: Space, objectives: Sequence[Objective], report_inside: bool) -> list[str]:
+def check_search(
+    config: SearchConfig, space: Space, objectives: Sequence[Objective], report: Mapping[str, Any]
+) -> list[str]:
     """What of sampler and pruner does not fit; returns what a person should be told.
 
     Raises
@@ -29,9 +31,10 @@ def check_search(config: SearchConfig, space: Space, objectives: Sequence[Object
     InputError
         The sampler cannot search this space, or the pruner these seeds.
     """
-    if config.sampler in WHOLE and (space.conditional or not report_inside):
-        why = "parameters of single methods" if space.conditional else "the report's values outside of it"
-        raise InputError(f"--sampler {config.sampler} cannot search a space with {why}; use tpe, random or grid.")
+    outside = [f"{name} {value}" for name, value in space.outside(report).items()]
+    if config.sampler in WHOLE and (space.conditional or outside):
+        why = "with parameters of single methods" if space.conditional else f"without the report's {outside[0]}"
+        raise InputError(f"--sampler {config.sampler} cannot search a space {why}; use tpe, random or grid.")
     if config.sampler == "cmaes" and (len(objectives) > 1 or any(one.kind == "choice" for one in space.parameters)):
         raise InputError("--sampler cmaes searches numbers for one objective; use tpe.")
     if config.pruner == "wilcoxon" and config.seeds < WILCOXON_SEEDS:

@@ -126,7 +126,12 @@ class Space:
 
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Whether these values are a point of the space."""
-        return all(one.holds(values[one.name]) for one in self.parameters if one.name in values)
+        return not self.outside(values)
+
+    def outside(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of these values that the space does not have."""
+        own = {one.name: one for one in self.parameters}
+        return {name: value for name, value in values.items() if name in own and not own[name].holds(value)}
 
     def grid(self, method: str) -> list[dict[str, Any]]:
         """Every point of the grid, each once."""

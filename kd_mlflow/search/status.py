@@ -44,7 +44,9 @@ class Status:
 
 def status(study: SearchStudy, last: int = 5) -> Status:
     """The study as it stands."""
-    ledger, total = study.ledger(), study.total
+    ledger = study.ledger()
+    # Fewer may be asked for than there are.
+    total = max(study.total, len(ledger.finished))
     counts = {
         "total": total,
         "finished": len(ledger.finished),

@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, Ope
 
 from kd_mlflow.errors import InputError, KdMlflowError
 
-DEFAULT_URL = "sqlite:///optuna.db"
+DEFAULT_FILE = "optuna.db"
 # A worker that was silent for so many of its signs of life is taken for dead.
 SILENT_BEATS = 4
 ANSWER_SECONDS = 10
@@ -43,16 +43,30 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def storage_url(asked: str) -> str:
-    """The URL that was asked for, that of KD_MLFLOW_STORAGE, or the default file in the working directory."""
-    return absolute_sqlite(asked or os.environ.get("KD_MLFLOW_STORAGE") or DEFAULT_URL)
+def storage_url(asked: str, tracking_uri: str = "") -> str:
+    """The URL that was asked for, that of KD_MLFLOW_STORAGE, or the default file.
+
+    That lies beside the tracking store where this is an sqlite file, since `mlflow run` works in the project's folder,
+    and else in the working directory.
+    """
+    if given := asked or os.environ.get("KD_MLFLOW_STORAGE"):
+        return absolute_sqlite(given)
+    store = _plain_file(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
+    folder = store.parent if store else Path.cwd()
+    return f"sqlite:///{folder / DEFAULT_FILE}"
 
 
 def absolute_sqlite(url: str) -> str:
     """The same file in every working directory; other URLs as they are."""
+    file = _plain_file(url)
+    return f"{url.partition(':///')[0]}:///{file}" if file else url
+
+
+def _plain_file(url: str) -> Path | None:
+    """The file of an sqlite URL without anything special."""
     head, _, path = url.partition(":///")
     plain = head.startswith("sqlite") and path and path != ":memory:" and "?" not in path
-    return f"{head}:///{Path(path).expanduser().resolve()}" if plain else url
+    return Path(path).expanduser().resolve() if plain else None
 
 
 def check_storage(url: str) -> bool:

@@ -5,105 +5,27 @@ from __future__ import annotations
 import os
 import platform
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import RDBStorage, fail_stale_trials
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kd_mlflow.config import SearchConfig
 from kd_mlflow.errors import InputError
+from kd_mlflow.search.claim import Claim
 from kd_mlflow.search.ledger import Ledger, slot_of
 from kd_mlflow.search.objectives import Constraint, Objective
 from kd_mlflow.search.samplers import grid_points, make_pruner, make_sampler
+from kd_mlflow.search.settings import PLACE, Settings
 from kd_mlflow.search.space import Space
 from kd_mlflow.search.storage import SILENT_BEATS, Outage, StudyLock, open_storage, patiently
 
 SETTINGS, TOTAL, STOP, DEADLINE = "kd_settings", "kd_trials", "kd_stop", "kd_deadline"
 RUN, TEACHER, EXPERIMENT = "kd_run_id", "kd_teacher", "kd_experiment"
-# Options that say where, when and how much, not what is searched: they may differ when a study goes on.
-PLACE = {
-    *("trials", "search", "space", "timeout", "heartbeat", "study", "storage", "checkpoints", "workers", "engine"),
-    *("final_seeds", "experiment", "tracking_uri", "device", "name", "register_model", "reuse", "data", "cache_gb"),
-}
-
-
-class Lost(Exception):
-    """This worker was silent for so long that its trial was given to another."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What makes a study that study: it cannot change when the study goes on.
-
-    Attributes
-    ----------
-    config:
-        The resolved options, as plain types.
-    report:
-        The source report's own values for what is searched.
-    """
-
-    config: dict[str, Any]
-    space: list[dict[str, Any]]
-    objectives: list[dict[str, str]]
-    constraints: list[dict[str, Any]]
-    report: dict[str, Any]
-    dataset_digest: str
-
-    @classmethod
-    def of(
-        cls,
-        config: SearchConfig,
-        space: Space,
-        objectives: Sequence[Objective],
-        constraints: Sequence[Constraint],
-        report: Mapping[str, Any],
-        dataset_digest: str,
-    ) -> Settings:
-        """The settings of a new study."""
-        return cls(
-            config.model_dump(mode="json", exclude={"tracking_uri", "storage"}),
-            space.to_json(),
-            [asdict(one) for one in objectives],
-            [asdict(one) for one in constraints],
-            dict(report),
-            dataset_digest,
-        )
-
-    @property
-    def identity(self) -> list[Any]:
-        """All that two studies must share to be one, besides the data."""
-        config = {name: value for name, value in self.config.items() if name not in PLACE}
-        return [config, self.space, self.objectives, self.constraints]
-
-    def require_same(self, asked: Settings, name: str) -> None:
-        """Raise an InputError that says what differs, unless ``asked`` is the same search."""
-        if different := asked.difference(self):
-            raise InputError(
-                f"The study '{name}' searches something else than is asked for now: {different}; "
-                "go on with it as it was, or choose another --study."
-            )
-
-    def difference(self, other: Settings) -> str:
-        """In a few words what differs first; empty when both search the same."""
-        if self.space != other.space:
-            ours, theirs = (", ".join(map(str, Space.from_json(one.space).parameters)) for one in (self, other))
-            return f"another space ({ours}, not {theirs})"
-        if self.dataset_digest != other.dataset_digest:
-            return "other data"
-        for name in ("objectives", "constraints"):
-            if getattr(self, name) != getattr(other, name):
-                return f"other {name}"
-        for name, value in self.config.items():
-            if name not in PLACE and other.config.get(name) != value:
-                return f"--{name.replace('_', '-')} {value}, not {other.config.get(name)}"
-        return ""
 
 
 @dataclass
@@ -282,101 +204,6 @@ class SearchStudy:
         return create_trial(
             state=TrialState.WAITING, user_attrs=attributes, system_attrs={"fixed_params": fixed} if fixed else {}
         )
-
-
-class Claim:
-    """A trial that one worker is at.
-
-    Attributes
-    ----------
-    values:
-        Options by name, as :meth:`kd_mlflow.config.SearchConfig.trial` takes them.
-    """
-
-    def __init__(self, study: SearchStudy, trial: Trial, values: dict[str, Any]) -> None:
-        self.study = study
-        self.trial = trial
-        self.values = values
-        self.number = trial.number
-        self.slot = trial.user_attrs["slot"]
-        self.attempt = trial.user_attrs["attempt"]
-        self.noted: dict[str, Any] = dict(trial.user_attrs)
-        self.reported = set(patiently(lambda: self._frozen().intermediate_values))
-
-    def note(self, **values: Any) -> None:
-        """Keep something with the trial.
-
-        Raises
-        ------
-        Lost
-            As from all that writes to it: the trial is over for this worker.
-        """
-        for key, value in values.items():
-            self.noted[key] = value
-            self._write(lambda key=key, value=value: self.trial.set_user_attr(key, value))
-
-    def report(self, step: int, value: float) -> None:
-        """The value at a step; one that was reported is passed over."""
-        if step in self.reported:
-            return
-        self.reported.add(step)
-        self._write(lambda: self.trial.report(value, step))
-
-    def is_hopeless(self) -> bool:
-        """What the pruner says."""
-        return patiently(self.trial.should_prune)
-
-    def is_lost(self) -> bool:
-        """Whether the others took this worker for dead and the trial for theirs."""
-        return patiently(lambda: self._frozen().state) != TrialState.RUNNING
-
-    def beat(self) -> None:
-        """A sign of life."""
-        self.study.storage.record_heartbeat(self.trial._trial_id)
-
-    def complete(self, values: Sequence[float], constraints: Mapping[str, float]) -> None:
-        """The trial is over, with these values of the objectives."""
-        for name, excess in constraints.items():
-            self._write(lambda name=name, excess=excess: self.trial.set_constraint(name, excess))
-        self._tell(TrialState.COMPLETE, list(values))
-
-    def prune(self) -> None:
-        """The trial is given up as hopeless."""
-        self._tell(TrialState.PRUNED)
-
-    def fail(self, reason: str) -> None:
-        """The trial ended with an error and counts as finished."""
-        with suppress(Lost):  # then it counts for whoever has it now
-            self.note(error=reason)
-            self._tell(TrialState.FAIL)
-
-    def pause(self) -> None:
-        """Give the trial back as it is: whoever comes next goes on with it, under the same number."""
-        with suppress(Lost):  # it was over already, or given to another worker
-            self._write(self._give_back)
-
-    def _give_back(self) -> None:
-        # Under the lock: between the two writes it looks like a claim that was cut off.
-        with self.study.lock.held():
-            self.trial.set_user_attr("claimed", "")
-            self.study.storage.set_trial_state_values(self.trial._trial_id, TrialState.WAITING)
-
-    def _write(self, write: Callable[[], object]) -> None:
-        try:
-            patiently(write)
-        except UpdateFinishedTrialError:
-            raise Lost from None
-
-    def _tell(self, state: TrialState, values: list[float] | None = None) -> None:
-        def tell() -> None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.study.study.tell(self.number, values, state, skip_if_finished=True)
-
-        patiently(tell)
-
-    def _frozen(self) -> FrozenTrial:
-        return self.study.storage.get_trial(self.trial._trial_id)
 
 
 def study_names(url: str) -> list[str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kd_mlflow.errors import GuardError
+from kd_mlflow.search.claim import Claim, Lost
 from kd_mlflow.search.storage import AWAY, Outage, StorageAway
-from kd_mlflow.search.study import Claim, Lost, SearchStudy
+from kd_mlflow.search.study import SearchStudy
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -48,6 +49,14 @@ class Meta:
     history: list[EpochRow] = field(default_factory=list)
     finished: bool = False
     sha256: str = ""
+
+
+class Checkpoints(Protocol):
+    """Where a training finds what it goes on from, and leaves what it has."""
+
+    def load(self) -> tuple[dict[str, Tensor], Meta] | None: ...
+    def save(self, tensors: dict[str, Tensor], best: dict[str, Tensor] | None, meta: Meta) -> Path: ...
+    def best(self, meta: Meta) -> dict[str, Tensor]: ...
 
 
 class CheckpointFolder:

@@ -7,7 +7,8 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,17 +19,20 @@ from kd_mlflow.distillers.base import Distiller, Progress, Step, TeacherSource
 from kd_mlflow.errors import GuardError
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.models.taps import Tapped
-from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow
+from kd_mlflow.training.checkpoint import Checkpoints, EpochRow
 from kd_mlflow.training.device import autocast
 from kd_mlflow.training.evaluation import epoch_scores, predict_logits
+from kd_mlflow.training.group import Forward, Group
 from kd_mlflow.training.observer import Observer
 from kd_mlflow.training.optimizer import rate_factor, set_rates
 from kd_mlflow.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
-# On a GPU the loss is looked at once in so many steps, since each look waits for the device.
+# On a GPU or in a group the loss is looked at once in so many steps, since each look waits for the others.
 GUARD_WINDOW = 25
+# Seeds of a run have 32 bits, and those of its epochs twenty more.
+RANK_SEED = 2**53
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Task:
     Attributes
     ----------
     training_batches:
-        The batches of an epoch (from 1).
+        The batches of an epoch (from 1); in a group this process's share of each.
     validation_batches:
-        The validation split, in order.
+        The validation split, or this process's share of it, in order.
     """
 
     recipe: Recipe
@@ -51,6 +55,7 @@ class Task:
     validation_batches: Callable[[], Iterator[Batch]]
     steps_per_epoch: int
     device: torch.device
+    group: Group = field(default_factory=Group)
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ class Fit:
         return sum(row.metrics["train/seconds"] for row in self.history)
 
 
-def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
-    """Train from the newest checkpoint in the folder, or from the start, to the last epoch.
+def fit(task: Task, checkpoints: Checkpoints, observer: Observer) -> Fit:
+    """Train from the newest checkpoint, or from the start, to the last epoch.
 
     Every random draw is a function of (seed, epoch, sample), so that a training which was cut off and
     taken up again ends in the same weights as one that was not.
@@ -96,6 +101,24 @@ def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
     GuardError
         The loss is not finite.
     """
+    state = train(task, checkpoints, observer)
+    observer.on_end(state.meta.best_epoch)
+    trained = state.judged
+    trained.zero_grad(set_to_none=True)
+    last = task.distiller.deployed_student(copy.deepcopy(trained)).cpu()
+    trained.load_state_dict(checkpoints.best(state.meta))
+    best = task.distiller.deployed_student(copy.deepcopy(trained))
+    return Fit(best, last, trained, state.meta.best_epoch, tuple(state.meta.history))
+
+
+def train(task: Task, checkpoints: Checkpoints, observer: Observer) -> TrainingState:
+    """All epochs; also those of a process of a group that another one leads, which writes nothing.
+
+    Raises
+    ------
+    Ended
+        The leader's training ended before its last epoch.
+    """
     student = _training_student(task).to(task.device)
     distiller = task.distiller.to(task.device)
     state = TrainingState.fresh(task.recipe, student, distiller, task.device)
@@ -103,19 +126,14 @@ def fit(task: Task, checkpoints: CheckpointFolder, observer: Observer) -> Fit:
     if found is not None:
         state.restore(*found)
         log.info("Taken up after epoch %d of %d.", state.meta.epoch, task.recipe.epochs)
-    observer.on_start(task.recipe.epochs, state.meta.epoch)
-    for row in state.meta.history:
-        observer.on_epoch(row)
-    tapped = Tapped(student, distiller.needs)
+    with task.group.led():
+        observer.on_start(task.recipe.epochs, state.meta.epoch)
+        for row in state.meta.history:
+            observer.on_epoch(row)
+    forward = task.group.forward(Tapped(student, distiller.needs), distiller)
     while not state.meta.finished:
-        _epoch(task, state, tapped, checkpoints, observer)
-    observer.on_end(state.meta.best_epoch)
-    trained = state.judged
-    trained.zero_grad(set_to_none=True)
-    last = distiller.deployed_student(copy.deepcopy(trained)).cpu()
-    trained.load_state_dict(checkpoints.best(state.meta))
-    best = distiller.deployed_student(copy.deepcopy(trained))
-    return Fit(best, last, trained, state.meta.best_epoch, tuple(state.meta.history))
+        _epoch(task, state, forward, checkpoints, observer)
+    return state
 
 
 def _training_student(task: Task) -> Classifier:
@@ -125,14 +143,16 @@ def _training_student(task: Task) -> Classifier:
         return task.distiller.training_student(task.student)
 
 
-def _epoch(task: Task, state: TrainingState, tapped: Tapped, checkpoints: CheckpointFolder, observer: Observer) -> None:
+def _epoch(task: Task, state: TrainingState, forward: Forward, checkpoints: Checkpoints, observer: Observer) -> None:
     """One pass over the training split, validation, checkpoint."""
     meta, recipe = state.meta, task.recipe
     epoch = meta.epoch + 1
     # Dropout draws from the global generator: seeded by epoch, a resumed epoch draws the same.
-    torch.manual_seed(recipe.seed * 1_000_003 + epoch)
-    metrics = train_epoch(task, state, tapped, epoch, observer)
-    logits, labels, _ = predict_logits(state.judged, task.validation_batches(), task.device, recipe.precision)
+    torch.manual_seed(recipe.seed * 1_000_003 + epoch + task.group.rank * RANK_SEED)
+    metrics = train_epoch(task, state, forward, epoch, observer)
+    task.group.average_buffers(*{id(one): one for one in (state.student, state.distiller, state.judged)}.values())
+    parts = predict_logits(state.judged, task.validation_batches(), task.device, recipe.precision)
+    logits, labels, _ = (task.group.rows(part) for part in parts)
     metrics |= {f"val/{name}": value for name, value in epoch_scores(logits, labels).items()}
     meta.epoch = epoch
     meta.history.append(EpochRow(epoch, time.time_ns() // 1_000_000, metrics))
@@ -140,17 +160,20 @@ def _epoch(task: Task, state: TrainingState, tapped: Tapped, checkpoints: Checkp
     if is_best:
         meta.best_epoch = epoch
     meta.finished = epoch >= recipe.epochs or bool(recipe.patience and epoch - meta.best_epoch >= recipe.patience)
-    # The checkpoint comes before the report: what was reported is never taken back by a resume.
-    best = {k: v.detach().cpu().clone() for k, v in state.judged.state_dict().items()} if is_best else None
-    observer.on_checkpoint(checkpoints.save(state.tensors(), best, meta))
-    observer.on_epoch(meta.history[-1])
+    with task.group.led():
+        if task.group.leads:
+            # The checkpoint comes before the report: what was reported is never taken back by a resume.
+            best = {k: v.detach().cpu().clone() for k, v in state.judged.state_dict().items()} if is_best else None
+            observer.on_checkpoint(checkpoints.save(state.tensors(), best, meta))
+            observer.on_epoch(meta.history[-1])
 
 
-def train_epoch(task: Task, state: TrainingState, tapped: Tapped, epoch: int, observer: Observer) -> dict[str, float]:
+def train_epoch(task: Task, state: TrainingState, forward: Forward, epoch: int, observer: Observer) -> dict[str, float]:
     """All steps of an epoch; sums stay on the device and are read once, at its end."""
     state.student.train()
     state.distiller.train()
-    guard = _FiniteGuard(1 if task.device.type == "cpu" else GUARD_WINDOW)
+    alone = task.device.type == "cpu" and task.group.size == 1
+    guard = _FiniteGuard(1 if alone else GUARD_WINDOW, task.group)
     sums: dict[str, Tensor] = {}
     seen, started, rate = 0, time.perf_counter(), 0.0
     for number, batch in enumerate(task.training_batches(epoch)):
@@ -161,7 +184,7 @@ def train_epoch(task: Task, state: TrainingState, tapped: Tapped, epoch: int, ob
         rate = task.recipe.learning_rate * factor
         set_rates(state.optimizers.values(), factor)
         batch = task.distiller.transform_batch(batch, progress)
-        step = _step(task, state, tapped, batch, progress)
+        step = _step(task, state, forward, batch, progress)
         loss = sum(step.losses.values()).detach()
         guard.watch(loss, batch, progress)
         correct = (step.logits.argmax(dim=1) == batch.labels).sum()
@@ -171,7 +194,9 @@ def train_epoch(task: Task, state: TrainingState, tapped: Tapped, epoch: int, ob
         seen += len(batch.labels)
         observer.on_step(epoch, number + 1, task.steps_per_epoch)
     guard.check()
-    means = {f"train/{name}": float(value) / seen for name, value in sums.items()}
+    whole = task.group.sums({**sums, "seen": seen})
+    seen = whole.pop("seen")
+    means = {f"train/{name}": value / seen for name, value in whole.items()}
     elapsed = time.perf_counter() - started
     return means | {
         "train/learning_rate": rate,
@@ -181,17 +206,19 @@ def train_epoch(task: Task, state: TrainingState, tapped: Tapped, epoch: int, ob
     }
 
 
-def _step(task: Task, state: TrainingState, tapped: Tapped, batch: Batch, progress: Progress) -> Step:
+def _step(task: Task, state: TrainingState, forward: Forward, batch: Batch, progress: Progress) -> Step:
     """Forward and backward, in parts if asked for, and one update."""
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     done: list[tuple[float, Step]] = []
-    for part in batch.split(task.recipe.accumulate):
-        with autocast(task.device, task.recipe.precision):
-            step = state.distiller.step(part, tapped, task.teachers, progress)
-        share = len(part.labels) / len(batch.labels)
-        loss = sum(step.losses.values())
-        (loss if share == 1 else loss * share).backward()
+    parts = batch.split(task.recipe.accumulate)
+    for number, part in enumerate(parts, start=1):
+        with nullcontext() if number == len(parts) else task.group.without_exchange(forward):
+            with autocast(task.device, task.recipe.precision):
+                step = forward(part, task.teachers, progress)
+            share = len(part.labels) / len(batch.labels)
+            loss = sum(step.losses.values())
+            (loss if share == 1 else loss * share).backward()
         done.append((share, step))
     for optimizer in state.optimizers.values():
         if task.recipe.gradient_clip:
@@ -219,10 +246,11 @@ def _rank(metrics: dict[str, float]) -> tuple[float, float]:
 
 
 class _FiniteGuard:
-    """Notices a loss that is not finite, without making every step wait for the device."""
+    """Notices a loss that is not finite, without making every step wait; in a group in all processes at once."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, group: Group) -> None:
         self.window = window
+        self.group = group
         self.pending: list[tuple[Tensor, Tensor, Progress]] = []
 
     def watch(self, loss: Tensor, batch: Batch, progress: Progress) -> None:
@@ -233,10 +261,14 @@ class _FiniteGuard:
     def check(self) -> None:
         if not self.pending:
             return
-        finite = torch.isfinite(torch.stack([loss for loss, _, _ in self.pending])).tolist()
-        for good, (loss, index, progress) in zip(finite, self.pending, strict=True):
-            if not good:
-                raise NonFiniteLoss(float(loss), progress, index.tolist())
+        losses = torch.stack([loss for loss, _, _ in self.pending]).float().cpu()
+        everywhere = self.group.rows(losses[None])
+        for place, (_, index, progress) in enumerate(self.pending):
+            here = everywhere[:, place]
+            if not here.isfinite().all():
+                samples = self.group.rows(index.cpu()).tolist()
+                self.group.agreed = True
+                raise NonFiniteLoss(float(here[~here.isfinite()][0]), progress, samples)
         self.pending.clear()
 
 

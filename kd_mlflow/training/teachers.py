@@ -43,7 +43,7 @@ class CachedTeacher:
     places:
         ``[N]``: the training split's places in the manifest, ascending; a record each.
     samples:
-        How many of them the batches of an epoch hold.
+        How many of them the batches of an epoch hold; None for a source that reads what is there and writes nothing.
     view:
         The images at some places as an epoch shows them, for samples that no batch of it holds.
     """
@@ -53,7 +53,7 @@ class CachedTeacher:
         live: LiveTeacher,
         folder: Callable[[], CacheFolder],
         places: np.ndarray,
-        samples: int,
+        samples: int | None,
         view: Callable[[np.ndarray, int], Batch],
     ) -> None:
         self.live = live
@@ -93,7 +93,7 @@ class CachedTeacher:
             self.writer.abandon()
         self.epoch, self.seen = epoch, 0
         self.kept = self.folder.read(epoch)
-        self.writer = self.folder.begin(epoch) if self.kept is None else None
+        self.writer = None if self.kept is not None or self.samples is None else self.folder.begin(epoch)
 
     def _write(self, rows: np.ndarray, records: np.ndarray) -> None:
         self.writer.put(rows, records)

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from kd_mlflow.config import SearchConfig, resolve
-from kd_mlflow.entrypoints.search import search
+from kd_mlflow.entrypoints.search import search, stop_study
+from kd_mlflow.entrypoints.show import study_stopped
 from kd_mlflow.entrypoints.trials import _EveryEpoch
 from kd_mlflow.errors import InputError
 from kd_mlflow.search.study import SearchStudy
@@ -136,6 +137,10 @@ def test_a_study_is_widened_under_the_same_run(config, place):
     assert again.trials["finished"] == 4
     assert len(runs_of(place, first.study)) == 4
     assert read_run(connect(place.uri), first.run_id).status == "FINISHED"
+    fewer = search(config(trials=3))
+    assert (fewer.run_id, fewer.trials["finished"], fewer.trials["total"]) == (first.run_id, 4, 4)
+    assert stop_study(config()) == {"study": first.study, "state": "finished"}
+    assert study_stopped(stop_study(config())).endswith("there is nothing to stop.")
 
 
 def test_equal_trials_are_trained_once(config, place):
@@ -273,6 +278,7 @@ def _wait(condition, process, seconds: float = 120) -> None:
         ({"storage": "sqlite:////nowhere/at/all.db"}, "there is no folder"),
         ({"storage": "mysql://host/x"}, "give sqlite:///FILE or postgresql"),
         ({"sampler": "cmaes", "search": "batch-size=8,16"}, "--sampler cmaes"),
+        ({"sampler": "qmc", "search": "temperature=5:9"}, "without the report's temperature 4.0"),
         ({"pruner": "wilcoxon"}, "--seeds 5 or more"),
         ({"search": "method=kd,ofd", "student": "convnext_tiny"}, "OFD"),
     ],
@@ -313,7 +319,9 @@ def test_who_keeps_to_the_constraints_goes_before_who_is_better(place, config, p
     finals = result.finals
     assert (finals.winner, finals.config.student) == ("best", TINY)
     assert finals.broken == {"defaults": ["efficiency/parameters_total<1000"]}
-    assert "the source report's defaults does not keep to efficiency/parameters_total<1000" in finals.verdict
+    assert (
+        "Not kept on fresh seeds by the source report's defaults: efficiency/parameters_total<1000." in finals.verdict
+    )
     assert finals.registered.version == 1
 
 

@@ -10,12 +10,15 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from kd_mlflow.config import SearchConfig
+from kd_mlflow.entrypoints.show import study_status
 from kd_mlflow.errors import GuardError, InputError
+from kd_mlflow.search.claim import Lost
 from kd_mlflow.search.objectives import Objective
+from kd_mlflow.search.settings import Settings
 from kd_mlflow.search.space import report_values, resolve_space
 from kd_mlflow.search.status import best_trials, status
-from kd_mlflow.search.storage import Outage, StorageAway, check_storage, patiently
-from kd_mlflow.search.study import STOP, TOTAL, Lost, SearchStudy, Settings, study_names
+from kd_mlflow.search.storage import Outage, StorageAway, check_storage, patiently, storage_url
+from kd_mlflow.search.study import STOP, TOTAL, SearchStudy, study_names
 from kd_mlflow.search.worker import Hopeless, Outcome, Worker
 from tests.search.postgres import Postgres
 
@@ -168,6 +171,26 @@ def test_another_search_of_the_same_name_is_refused(tmp_path):
         opened(tmp_path, batch_size=8)
     opened(tmp_path, total=50, heartbeat=7)
     assert study_names(f"sqlite:///{tmp_path}/optuna.db") == ["one"]
+
+
+def test_the_default_storage_lies_beside_the_tracking_store(tmp_path, monkeypatch):
+    for variable in ("KD_MLFLOW_STORAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert storage_url("") == f"sqlite:///{tmp_path}/optuna.db"
+    assert storage_url("", "http://127.0.0.1:5000") == f"sqlite:///{tmp_path}/optuna.db"
+    assert storage_url("", "sqlite:///far/mlflow.db") == f"sqlite:///{tmp_path}/far/optuna.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/mlflow.db")
+    assert storage_url("") == "sqlite:////elsewhere/optuna.db"
+    monkeypatch.setenv("KD_MLFLOW_STORAGE", "sqlite:///own.db")
+    assert storage_url("") == f"sqlite:///{tmp_path}/own.db"
+    assert storage_url("postgresql://db/optuna") == "postgresql://db/optuna"
+
+
+def test_a_study_without_trials_is_shown_as_that(tmp_path):
+    study = opened(tmp_path)
+    (line,) = study_status(status(study).to_json()).renderables
+    assert line.plain == f"Study {study.name}: paused, 0 of {study.total} trials"
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])

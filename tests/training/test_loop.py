@@ -16,6 +16,7 @@ from kd_mlflow.distillers.registry import create
 from kd_mlflow.models.classifier import ModelSpec
 from kd_mlflow.models.zoo import build
 from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow
+from kd_mlflow.training.group import Group
 from kd_mlflow.training.loop import NonFiniteLoss, Task, fit
 from kd_mlflow.training.observer import Silent
 from kd_mlflow.training.teachers import LiveTeacher
@@ -149,7 +150,7 @@ def test_a_guard_with_a_window_finds_the_same_batch():
     from kd_mlflow.distillers.base import Progress
     from kd_mlflow.training.loop import _FiniteGuard
 
-    guard = _FiniteGuard(window=10)
+    guard = _FiniteGuard(window=10, group=Group())
     for number, batch in enumerate(batches(1)):
         loss = torch.tensor(float("inf") if number == 2 else 1.0)
         guard.watch(loss, batch, Progress(1, 1, number, STEPS))

@@ -1,0 +1,71 @@
+"""Every method in two real processes: each learns from both shares, and both end with the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+
+from kd_mlflow.training.checkpoint import CheckpointFolder
+from kd_mlflow.training.group import Group
+from kd_mlflow.training.loop import train
+from kd_mlflow.training.observer import Silent
+from tests.distillers.test_all_methods import METHOD_NAMES, SMALL, batches, task
+
+COUNT = 96
+
+
+def shared(method: str, group: Group):
+    """The method's task for one process: half of every batch, half of the validation images."""
+    whole = task(method, SMALL)
+
+    def part(all_batches):
+        for batch in all_batches:
+            yield batch.split(group.size)[group.rank]
+
+    return replace(
+        whole,
+        training_batches=lambda epoch: part(batches(epoch, COUNT, views=whole.distiller.views)),
+        validation_batches=lambda: part(batches(0, COUNT, first=COUNT)),
+        group=group,
+    )
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    found = {}
+    for method in METHOD_NAMES:
+        try:
+            state = train(shared(method, Group(rank, 2)), CheckpointFolder(Path(folder) / method), Silent())
+            tensors = {name: value for name, value in state.tensors().items() if not name.startswith("optimizer")}
+            digests = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+            found[method] = {"tensors": digests, "metrics": state.meta.history[-1].metrics}
+        except Exception as error:
+            found[method] = {"error": f"{type(error).__name__}: {error}"}
+            break
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    processes.spawn(work, args=(str(folder),), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_both_processes_end_alike(done, method):
+    one, other = (found[method] for found in done)
+    assert "error" not in one, one["error"]
+    assert one["tensors"] == other["tensors"]
+    timed = ("train/seconds", "train/images_per_s", "train/seconds_per_batch")
+    alike = {name for name in one["metrics"] if name not in timed}
+    assert {name: one["metrics"][name] for name in alike} == {name: other["metrics"][name] for name in alike}
