@@ -5,6 +5,7 @@ import click
 from benchmarks.inference import inference
 from benchmarks.memory import memory
 from benchmarks.pipeline import pipeline
+from benchmarks.processes import processes
 from benchmarks.search import search
 from benchmarks.startup import startup
 from benchmarks.step import step
@@ -19,7 +20,7 @@ def main(context: click.Context) -> None:
         context.invoke(step)
 
 
-for command in (step, pipeline, search, tracking, startup, memory, inference):
+for command in (step, pipeline, search, tracking, startup, memory, inference, processes):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training
 from kd_mlflow.data.store import Store, prepare
 from kd_mlflow.distillers.base import Context
 from kd_mlflow.distillers.registry import create
-from kd_mlflow.entrypoints.network import Recorder
+from kd_mlflow.entrypoints.recording import recording
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.runs import RunWriter
 from kd_mlflow.training.checkpoint import CheckpointFolder
@@ -72,9 +72,10 @@ def _training(config: DistillConfig, store: Store, place: Path, uri: str | None)
                 _fit(config, store, place, Silent())
                 continue
             with RunWriter.open(client, role="student", experiment="benchmark", run_name="benchmark") as writer:
-                writer.params(config.model_dump(mode="json", exclude={"tracking_uri"}))
+                writer.params(config.recorded())
                 writer.start_system_metrics()
-                _fit(config, store, place, Recorder(writer))
+                with recording(writer, place / "spool") as recorder:
+                    _fit(config, store, place, recorder)
                 writer.stop_system_metrics()
         return time.perf_counter() - started
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -281,6 +283,46 @@ def runs(as_json: bool, tracking_uri: str, **values: Any) -> None:
 
 
 @cli.command()
+@click.argument("run_id")
+@_tracking
+@_json
+def resume(run_id: str, tracking_uri: str, as_json: bool) -> None:
+    """Go on with an unfinished run of teacher, student, distill or compare; its own options are all it needs."""
+    from kd_mlflow.entrypoints.runs import command_of_run
+
+    command, run_id = command_of_run(tracking_uri, run_id)
+    own = [f"--resume={run_id}", *(["--json"] if as_json else [])]
+    place = ["--tracking-uri", tracking_uri] if tracking_uri else []
+    cli.commands[command].main([*own, *place], prog_name=f"kd-mlflow {command}", standalone_mode=False)
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Only say which they are.")
+@_tracking
+@_json
+def reap(dry_run: bool, tracking_uri: str, as_json: bool) -> None:
+    """End the runs of processes of this machine that were killed, and say which can be resumed."""
+    from kd_mlflow.entrypoints.reap import reap as run
+    from kd_mlflow.entrypoints.show import reaped
+
+    _print(run(tracking_uri, dry_run=dry_run), as_json, reaped)
+
+
+@cli.command()
+@_tracking
+@_json
+def sync(tracking_uri: str, as_json: bool) -> None:
+    """Send curves that an earlier command could not send, because the tracking store was away."""
+    from kd_mlflow.entrypoints.show import synced
+    from kd_mlflow.entrypoints.sync import sync as run
+
+    result = run(tracking_uri)
+    _print(result, as_json, synced)
+    if result["kept"]:
+        sys.exit(1)
+
+
+@cli.command()
 @click.option("--data", default="digits", show_default=True, help="Data to look for, as for distill.")
 @_tracking
 @_json
@@ -348,6 +390,10 @@ def _unraisable(lost: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with the documented exit code."""
+    leaving = {"code": 1}
+    if arguments is None:
+        # Registered first, it is called last.
+        atexit.register(_leave, leaving)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     sys.unraisablehook = _unraisable
     signal.signal(signal.SIGTERM, _interrupt)
@@ -371,7 +417,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    sys.exit(code or 0)
+    except SystemExit as end:
+        code = end.code
+    leaving["code"] = int(code or 0)
+    sys.exit(leaving["code"])
+
+
+def _leave(leaving: dict[str, int]) -> None:
+    """All is written and closed: taking the interpreter apart, PyTorch and all, would take seconds and serve nobody."""
+    logging.shutdown()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(leaving["code"])
 
 
 def _join(rank: int) -> None:

@@ -35,7 +35,8 @@ def test_the_step_names_its_machine_its_contenders_and_their_ratios():
         ["inference", "--image-size", "32", "--batch-size", "16", "--rounds", "1"],
         ["memory", "--small", "60", "--large", "120", "--size", "32"],
         ["tracking", "--epochs", "1", "--rounds", "1", "--image-size", "16"],
-        ["search", "--trials", "2", "--epochs", "1", "--sample", "2", "--image-size", "16"],
+        ["processes", "--epochs", "1", "--rounds", "1", "--image-size", "16"],
+        ["search", "--trials", "2", "--epochs", "1", "--image-size", "16"],
     ],
     ids=lambda words: words[0],
 )

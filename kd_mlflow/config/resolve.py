@@ -71,9 +71,9 @@ def _by_method(merged: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def to_yaml(config: Options) -> str:
     """The resolved options as YAML that ``--config`` reads back.
 
-    Without the tracking URI: it says where, not what, and may hold a password.
+    Without the places: they say where, not what, and may hold passwords.
     """
-    values = config.model_dump(mode="json", exclude={"tracking_uri"})
+    values = config.recorded()
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

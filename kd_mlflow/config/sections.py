@@ -38,6 +38,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    def recorded(self) -> dict[str, Any]:
+        """What may be written down, as plain types: all but the places, whose URLs may hold passwords."""
+        return self.model_dump(mode="json", exclude={"tracking_uri", "storage", "checkpoints"})
+
 
 def option(
     default: Any, text: str, *, panel: str | None, common: bool = False, separator: str = ",", **bounds: Any

@@ -51,14 +51,15 @@ class Verdict:
 
 
 def judge_split(
-    session: Session, model: nn.Module, split: str, batch_size: int, teacher: nn.Module | None = None
+    session: Session, model: nn.Module, split: str, batch_size: int, teacher: nn.Module | Tensor | None = None
 ) -> Judged:
-    """Measure a network on one split, and beside its teacher if it has one."""
-    logits, labels, index = _logits(session, model, split, batch_size)
+    """Measure a network on one split, and beside its teacher, or the teacher's logits on it, if it has one."""
+    logits, labels, index = split_logits(session, model, split, batch_size)
     quality = classify(logits, labels, session.store.classes)
     if teacher is None:
         return Judged(logits, labels, index, quality, {}, None)
-    teacher_logits = _logits(session, teacher, split, batch_size)[0]
+    known = isinstance(teacher, Tensor)
+    teacher_logits = teacher if known else split_logits(session, teacher, split, batch_size)[0]
     return Judged(logits, labels, index, quality, agreement(logits, teacher_logits), teacher_logits)
 
 
@@ -87,6 +88,7 @@ def judge_alternatives(session: Session, fit: Fit, distiller: Distiller, batch_s
     return figures
 
 
-def _logits(session: Session, model: nn.Module, split: str, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_logits(session: Session, model: nn.Module, split: str, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits ``[N, K]``, labels and manifest places ``[N]`` of a split, as :func:`predict_logits` gives them."""
     batches = evaluation_batches(session.store, split, batch_size=batch_size, device=session.device)
     return predict_logits(model.to(session.device), batches, session.device, session.precision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.processes import ProcessDied, together
+from kd_mlflow.entrypoints.recording import recording
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.sources import cache_sentence, teacher_sources
 from kd_mlflow.errors import GuardError, InputError
@@ -25,12 +25,11 @@ from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.taps import Tapped
 from kd_mlflow.models.zoo import build, normalization_for
 from kd_mlflow.tracking.runs import RunWriter
-from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow, file_sha256
+from kd_mlflow.training.checkpoint import CheckpointFolder, file_sha256
 from kd_mlflow.training.group import Group
 from kd_mlflow.training.loop import Fit, NonFiniteLoss, Task, fit
-from kd_mlflow.training.observer import Observer, Several, Silent
+from kd_mlflow.training.observer import Observer, Several
 
-log = logging.getLogger(__name__)
 # How often a training goes on after the death of one of its processes.
 RESTARTS = 3
 
@@ -128,8 +127,12 @@ def fit_network(
                 task = training_task(session, recipe, student, teachers, group)
                 for said in filter(None, (_shares(recipe), cache_sentence(session, recipe, task.teachers))):
                     session.terminal.say(said)
-                with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
-                    before, fitted = _fit(task, folder, Several([Recorder(writer), lines, *observers]))
+                with (
+                    recording(writer, session.spool) as recorder,
+                    session.terminal.training(_label(recipe)) as lines,
+                    ResourceMeter(session.device) as meter,
+                ):
+                    before, fitted = _fit(task, folder, Several([recorder, lines, *observers]))
             break
         except ProcessDied as death:
             deaths += 1
@@ -311,22 +314,3 @@ def _class_weights(session: Session, recipe: Recipe) -> Tensor | None:
     labels = torch.as_tensor(store.labels[store.splits["train"]])
     counts = torch.bincount(labels, minlength=len(store.classes)).clamp(min=1)
     return (len(labels) / (len(store.classes) * counts)).float()
-
-
-class Recorder(Silent):
-    """Writes every epoch to the run, in one batch; a store that is away for a while does not end the training."""
-
-    def __init__(self, writer: RunWriter) -> None:
-        self.writer = writer
-        self.unsent: list[EpochRow] = []
-
-    def on_epoch(self, row: EpochRow) -> None:
-        try:
-            self.writer.metrics(row.metrics, row.epoch, row.timestamp_ms)
-        except Exception as error:
-            self.unsent.append(row)
-            log.warning("Epoch %d could not be recorded (%s); it is sent again at the end.", row.epoch, error)
-
-    def on_end(self, best_epoch: int) -> None:
-        for row in self.unsent:
-            self.writer.metrics(row.metrics, row.epoch, row.timestamp_ms)

@@ -192,7 +192,7 @@ def _job(
     networks = {"student": student, **{f"teacher{place}": one for place, one in enumerate(teachers)}}
     job = {
         "command": type(session.config).__name__,
-        "config": session.config.model_dump(mode="json", exclude={"tracking_uri"}),
+        "config": session.config.recorded(),
         "recipe": recipe.model_dump(mode="json"),
         "digest": session.store.digest,
         "device": str(session.device),

@@ -46,7 +46,7 @@ def record_setup(session: Session, writer: RunWriter, config: Options, context: 
 
 def record_options(writer: RunWriter, config: Options) -> None:
     """Options and the environment."""
-    writer.params(config.model_dump(mode="json", exclude={"tracking_uri"}))
+    writer.params(config.recorded())
     writer.text("config.yaml", to_yaml(config))
     writer.environment()
 

@@ -16,6 +16,8 @@ from kd_mlflow.tracking.runs import RunRecord, RunWriter, adopt_run_id, download
 from kd_mlflow.training.checkpoint import CheckpointFolder
 
 NEWEST = "newest"
+# By role.
+COMMANDS = {"teacher": "teacher", "control": "student", "student": "distill", "compare": "compare"}
 
 
 @contextmanager
@@ -126,6 +128,25 @@ def adopted_run(tracking_uri: str, role: str, name: str) -> Iterator[RunWriter |
         connect(tracking_uri), role=role, experiment="kd-mlflow", run_name=name, tags={}, run_id=run_id
     ) as writer:
         yield writer
+
+
+def command_of_run(tracking_uri: str, run_id: str) -> tuple[str, str]:
+    """The command that goes on with this run, and the run it is told: a cell goes on with its comparison.
+
+    Raises
+    ------
+    InputError
+        There is no such run, or it is none that is gone on with by its id.
+    """
+    client = connect(tracking_uri)
+    run = read_run(client, run_id)
+    parent = run.tags.get("mlflow.parentRunId")
+    if run.role == "student" and parent and read_run(client, parent).role == "compare":
+        return "compare", parent
+    if run.role not in COMMANDS:
+        known = "a trial goes on with its search, and a search with the same command"
+        raise InputError(f"Run {run_id} is no teacher, student or comparison that could go on by itself; {known}.")
+    return COMMANDS[run.role], run_id
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from kd_mlflow.data.store import Store, prepare
 from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.spool import send_left
 from kd_mlflow.training.device import Precision, resolve_device, resolve_precision
 
 
@@ -47,6 +48,9 @@ class Session:
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
         place = home()
         client = connect(config.tracking_uri)
+        for sent in send_left(client, place / "spool"):
+            if not sent.error:
+                terminal.say(f"Sent {sent.points} points of run {sent.run_id} that an earlier command could not send")
         with terminal.preparing(f"Preparing {config.data}") as progress:
             store = prepare(config, place, progress)
         counts = ", ".join(f"{len(index)} {split}" for split, index in store.splits.items())
@@ -63,6 +67,11 @@ class Session:
     def name(self) -> str:
         """The stem of the names in the registry."""
         return getattr(self.config, "name", "") or re.sub(r"[/:@]+", "-", self.store.name)
+
+    @property
+    def spool(self) -> Path:
+        """Where curves wait for the store to take them."""
+        return self.home / "spool"
 
     def checkpoints(self, run_id: str) -> Path:
         """The folder of a run's checkpoints."""

@@ -202,6 +202,23 @@ def leaderboard(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def reaped(result: dict[str, Any]) -> str:
+    """A line a run."""
+    lines = []
+    for one in result["runs"]:
+        said = f"Run {one['run_id']} ({one['role']}, {one['name']}): its process is gone"
+        said += f"; {one['epochs']} epochs are kept" if one["epochs"] else ""
+        lines.append(said + (f"; go on with `{one['resume']}`" if one["resume"] else ""))
+    return "\n".join(lines) or "Every running run of this machine has its process."
+
+
+def synced(result: dict[str, Any]) -> str:
+    """A line a run."""
+    lines = [f"Run {one['run_id']}: {one['points']} points sent" for one in result["sent"]]
+    lines += [f"Run {one['run_id']}: kept. {one['error']}" for one in result["kept"]]
+    return "\n".join(lines) or "Nothing waits to be sent."
+
+
 def findings(result: dict[str, Any]) -> Grid:
     """What works, what does not, and what to do."""
     rows = [[item["state"], item["name"], item["found"], item["advice"]] for item in result["checks"]]

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from filelock import FileLock
 from kd_mlflow.config import DistillConfig, Recipe, SearchConfig, to_yaml
 from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.checkpoints import Checkpoints
-from kd_mlflow.entrypoints.judge import judge_split
+from kd_mlflow.entrypoints.judge import judge_split, split_logits
 from kd_mlflow.entrypoints.network import build_network, fit_network, training_task
 from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
 from kd_mlflow.entrypoints.record import THROUGHPUT_BATCH, record_data
@@ -62,6 +62,8 @@ class TrialRunner:
         The study's; a method that learns without one does not see them.
     parent_run_id:
         The run of the search.
+    said:
+        What the first teacher says of the validation split, by batch size.
     """
 
     session: Session
@@ -69,6 +71,7 @@ class TrialRunner:
     teachers: Sequence[Teacher]
     parent_run_id: str
     checkpoints: Checkpoints
+    said: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, claim: Claim, check: Callable[[], None]) -> Outcome:
         """Train on every seed, record, and say what came out.
@@ -140,7 +143,7 @@ class TrialRunner:
         )
         with _ended_as_trials_end(writer):
             claim.note(run_id=writer.run_id)
-            writer.params(cell.model_dump(mode="json", exclude={"tracking_uri"}))
+            writer.params(cell.recorded())
             writer.text("config.yaml", to_yaml(cell))
             record_data(self.session, writer, str(cell.data), "training")
             yield writer
@@ -165,7 +168,7 @@ class TrialRunner:
         )
         with _ended_as_trials_end(writer):
             claim.note(**{f"run_id_{place}": writer.run_id})
-            writer.params(cell.model_dump(mode="json", exclude={"tracking_uri"}))
+            writer.params(cell.recorded())
             yield writer
 
     def _train(
@@ -191,8 +194,8 @@ class TrialRunner:
             self._forget(writer.run_id, earlier)
             raise
         self._forget(writer.run_id, earlier)
-        teacher = models[0] if models else None
-        quality = judge_split(session, fitted.best, "val", plan.batch_size, teacher).metrics
+        said = self._said_by_teacher(models[0], plan.batch_size) if models else None
+        quality = judge_split(session, fitted.best, "val", plan.batch_size, said).metrics
         figures = {f"val/{name}": value for name, value in quality.items()}
         figures["val/loss"] = fitted.history[fitted.best_epoch - 1].metrics["val/loss"]
         figures |= dict(zip(TRAINING, (fitted.training_seconds, fitted.seconds_per_batch), strict=True))
@@ -200,6 +203,12 @@ class TrialRunner:
         writer.final_metrics({_logged(name): value for name, value in figures.items()})
         writer.final_metrics({"best/epoch": fitted.best_epoch})
         return figures
+
+    def _said_by_teacher(self, teacher: Classifier, batch_size: int) -> torch.Tensor:
+        """The teacher's validation logits, the same for every trial."""
+        if batch_size not in self.said:
+            self.said[batch_size] = split_logits(self.session, teacher, "val", batch_size)[0]
+        return self.said[batch_size]
 
     def _forget(self, *run_ids: str | None) -> None:
         for run_id in filter(None, run_ids):

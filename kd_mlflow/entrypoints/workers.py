@@ -102,16 +102,20 @@ def start_workers(session: Session, study: SearchStudy, config: SearchConfig) ->
     environment = {
         "KD_MLFLOW_STORAGE": study.url,
         "MLFLOW_TRACKING_URI": absolute_sqlite(session.client.tracking_uri),
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, config.workers))),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, config.workers * config.devices))),
     }
     if config.engine == "ray":
         from kd_mlflow.entrypoints.ray_engine import RayWorkers
 
-        each = min(1.0, gpus / config.workers)
+        each = config.devices if gpus and config.devices > 1 else min(1.0, gpus / config.workers)
         return RayWorkers(
             [*command, "--device", config.device], environment, config.workers, gpus_each=each, cpus_each=1
         )
-    devices = [f"cuda:{place % gpus}" if gpus else config.device for place in range(config.workers)]
+    # A worker whose trainings take several GPUs has them side by side.
+    groups = gpus // config.devices
+    devices = [
+        f"cuda:{place % groups * config.devices}" if groups else config.device for place in range(config.workers)
+    ]
     commands = [[*command, "--device", device] for device in devices]
     return LocalWorkers(commands, environment | {STOP_WITH: str(os.getpid())})
 

@@ -49,7 +49,7 @@ class Settings:
     ) -> Settings:
         """The settings of a new study."""
         return cls(
-            config.model_dump(mode="json", exclude={"tracking_uri", "storage"}),
+            config.recorded(),
             space.to_json(),
             [asdict(one) for one in objectives],
             [asdict(one) for one in constraints],

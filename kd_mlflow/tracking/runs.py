@@ -25,6 +25,7 @@ from kd_mlflow.tracking import encode, flavor
 from kd_mlflow.tracking.client import experiment_id, one_line, redact
 from kd_mlflow.tracking.git import code_state
 from kd_mlflow.tracking.interrupts import uninterrupted
+from kd_mlflow.tracking.life import process_mark
 from kd_mlflow.tracking.records import (
     RunRecord,
     download,
@@ -114,7 +115,7 @@ class RunWriter:
         InputError
             There is no run ``run_id``, or it is deleted.
         """
-        own = {"kd.role": role, **tags}
+        own = {"kd.role": role, "kd.process": process_mark(), **tags}
         if parent_run_id:
             own["mlflow.parentRunId"] = parent_run_id
         if run_id is None:

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 
-from kd_mlflow.training.checkpoint import CheckpointFolder
-from kd_mlflow.training.group import Group
+from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow
+from kd_mlflow.training.group import Ended, Group
 from kd_mlflow.training.loop import train
 from kd_mlflow.training.observer import Silent
 from tests.distillers.test_all_methods import METHOD_NAMES, SMALL, batches, task
@@ -50,8 +50,29 @@ def work(rank: int, folder: str) -> None:
         except Exception as error:
             found[method] = {"error": f"{type(error).__name__}: {error}"}
             break
+    found["ended"] = ended_by_the_leader(rank, folder)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+
+
+class Hopeless(Exception):
+    pass
+
+
+class GivesUp(Silent):
+    def on_epoch(self, row: EpochRow) -> None:
+        raise Hopeless
+
+
+def ended_by_the_leader(rank: int, folder: str) -> list[object]:
+    """What ends the training in this process, whether all know of it, and whether the next one is done."""
+    group = Group(rank, 2)
+    try:
+        train(shared("kd", group), CheckpointFolder(Path(folder) / "ended"), GivesUp())
+    except (Hopeless, Ended) as end:
+        again = train(shared("kd", Group(rank, 2)), CheckpointFolder(Path(folder) / "next"), Silent())
+        return [type(end).__name__, group.agreed, again.meta.finished]
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +90,7 @@ def test_both_processes_end_alike(done, method):
     timed = ("train/seconds", "train/images_per_s", "train/seconds_per_batch")
     alike = {name for name in one["metrics"] if name not in timed}
     assert {name: one["metrics"][name] for name in alike} == {name: other["metrics"][name] for name in alike}
+
+
+def test_the_leader_ends_a_training_for_both_and_the_next_one_is_done(done):
+    assert [found["ended"] for found in done] == [["Hopeless", True, True], ["Ended", False, True]]

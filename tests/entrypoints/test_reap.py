@@ -1,0 +1,55 @@
+"""Runs whose process was killed, told apart from those that live."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.life import is_dead, process_mark
+from kd_mlflow.tracking.runs import RunWriter, find_runs, read_run
+from tests.conftest import QUICK
+
+
+def test_a_mark_knows_its_process():
+    assert not is_dead(process_mark())
+    script = "from kd_mlflow.tracking.life import process_mark; print(process_mark())"
+    gone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    assert is_dead(gone)
+    # The same number, given to a later process.
+    machine, number, started = process_mark().split(" ")
+    assert is_dead(f"{machine} {number} {float(started) - 1000:.2f}")
+    for unknown in ("", "other/machine/1 1 0.00", "nonsense", f"{machine} x 1", f"{machine} {number} soon"):
+        assert not is_dead(unknown), unknown
+
+
+def test_reap_ends_what_a_killed_command_left_and_nothing_else(place, photos):
+    client = connect(place.uri)
+    alive = RunWriter.open(client, role="teacher", experiment="e", run_name="alive", tags={})
+    elsewhere = RunWriter.open(
+        client, role="search", experiment="e", run_name="far", tags={"kd.process": "far/b/1 1 0.00"}
+    )
+    process = place.start("student", "--data", str(photos), *QUICK[2:], "--epochs", "500")
+    until = time.monotonic() + 120
+    while not list(place.home.glob("checkpoints/*/checkpoint-0000[2-9].json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    (left,) = find_runs(client, tags={}, role="control", status="RUNNING")
+    looked = json.loads(place.run("reap", "--dry-run", "--json"))
+    assert [one["run_id"] for one in looked["runs"]] == [left.run_id]
+    assert read_run(client, left.run_id).status == "RUNNING"
+    (found,) = json.loads(place.run("reap", "--json"))["runs"]
+    assert found["epochs"] >= 2
+    assert found["resume"] == f"kd-mlflow resume {left.run_id}"
+    ended = read_run(client, left.run_id)
+    assert (ended.status, "process is gone" in ended.tags["kd.reason"]) == ("KILLED", True)
+    assert json.loads(place.run("reap", "--json"))["runs"] == []
+    assert "goes on with its search" in place.run("resume", elsewhere.run_id, code=2)
+    assert {read_run(client, one.run_id).status for one in (alive, elsewhere)} == {"RUNNING"}
+    for one in (alive, elsewhere):
+        one.finish("FINISHED")
