@@ -7,7 +7,7 @@ export UV_COMPILE_BYTECODE ?= 1
 UV := .make/uv/bin/uv
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: distill install test test-all lint format clean
+.PHONY: distill install test test-all faults lint format clean
 
 distill: install
 	$(ACTIVATE) && mlflow run . -e distill
@@ -35,6 +35,10 @@ test: .venv/.tests-installed lint
 
 test-all: .venv/.tests-installed lint
 	$(ACTIVATE) && python -m pytest -m "slow or not slow"
+
+# Everything that breaks something on purpose; writes docs/reliability.md.
+faults: .venv/.tests-installed
+	$(ACTIVATE) && python -m pytest -m fault --reliability docs/reliability.md
 
 lint: .venv/.tests-installed
 	$(ACTIVATE) && ruff check . && ruff format --check . && lint-imports

@@ -309,6 +309,18 @@ def reap(dry_run: bool, tracking_uri: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("run_id")
+@_tracking
+@_json
+def delete(run_id: str, tracking_uri: str, as_json: bool) -> None:
+    """Delete a run, all runs below it, and their checkpoints; `mlflow runs restore` brings runs back."""
+    from kd_mlflow.entrypoints.reap import delete as run
+
+    result = run(run_id, tracking_uri)
+    _print(result, as_json, lambda r: "\n".join(f"Deleted {one['run_id']} ({one['role']})" for one in r["deleted"]))
+
+
+@cli.command()
 @_tracking
 @_json
 def sync(tracking_uri: str, as_json: bool) -> None:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ["tests.faults"]
 
 # Two small families; a ShuffleNet checkpoint takes milliseconds to write, a ResNet's takes seconds.
 SMALL = ["--teacher-arch", "shufflenet_v2_x1_0", "--student", "shufflenet_v2_x0_5", "--image-size", "32"]

@@ -9,6 +9,7 @@ from kd_mlflow.config import (
     COMMANDS,
     CompareConfig,
     DistillConfig,
+    SearchConfig,
     StudentConfig,
     TeacherConfig,
     preset_names,
@@ -134,3 +135,14 @@ def test_a_file_with_another_method_drops_what_the_preset_says_of_its_own(tmp_pa
     file.write_text("method: dkd\n")
     config = resolve(DistillConfig, {"data": "photos"}, "cifar", file)
     assert (config.method, config.temperature, config.alpha) == ("dkd", None, None)
+
+
+@pytest.mark.fault("passwords in the URLs of options", "they are in no config.yaml, parameter or study")
+def test_what_is_written_down_holds_no_place_and_so_no_password():
+    config = SearchConfig(
+        storage="postgresql://kd:hunter2@db/optuna",
+        tracking_uri="https://me:hunter2@mlflow.example",
+        checkpoints="ftp://me:hunter2@files.example/kd",
+    )
+    assert "hunter2" not in to_yaml(config)
+    assert config.recorded().keys() == SearchConfig.model_fields.keys() - {"storage", "tracking_uri", "checkpoints"}

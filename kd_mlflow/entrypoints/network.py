@@ -172,17 +172,17 @@ def _in_more_parts(session: Session, writer: RunWriter, recipe: Recipe, parts: i
     GuardError
         Not even a step of two images fits: BatchNorm needs that many.
     """
-    fewer = 2 * parts
-    if recipe.batch_size // fewer < 2:
+    fewer, share = 2 * parts, recipe.batch_size // recipe.devices
+    if share // fewer < 2:
         raise GuardError(
-            f"The device's memory does not hold a step of {max(1, recipe.batch_size // parts)} images; try a smaller "
+            f"The device's memory does not hold a step of {max(1, share // parts)} images; try a smaller "
             "--image-size or network."
         )
     if session.device.type == "cuda":
         torch.cuda.empty_cache()
-    images = -(-recipe.batch_size // fewer)
+    images = -(-share // fewer)
     session.terminal.warn(
-        f"The device's memory does not hold a step; going on with each batch of {recipe.batch_size} in {fewer} parts "
+        f"The device's memory does not hold a step; going on with each batch of {share} in {fewer} parts "
         f"of up to {images} images (--accumulate {fewer})."
     )
     writer.tags({"kd.accumulate": str(fewer)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,11 +50,20 @@ class ProcessDied(KdMlflowError):
 
 @dataclass
 class Processes:
-    """A group that is up, as its leader sees it; without children it is torchrun's."""
+    """A group that is up, as its leader sees it; without children it is torchrun's.
+
+    Attributes
+    ----------
+    threads:
+        How many the leader had for its arithmetic before it shared the cores; 0 if it shares none.
+    folder:
+        Where the processes met.
+    """
 
     size: int
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     threads: int = 0
+    folder: str = ""
 
     def tell(self, job: dict[str, Any] | None, tensors: dict[str, Tensor] | None = None) -> None:
         """Give all processes something to train; None ends them."""
@@ -63,7 +73,7 @@ class Processes:
 
     def died(self) -> int | None:
         """The exit code of a process that ended, once it has; None if none did."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + (10 if self.children else 0)
         while time.monotonic() < until:
             codes = [code for child in self.children if (code := child.poll()) is not None]
             if codes:
@@ -90,6 +100,8 @@ class Processes:
                 child.wait()
         if self.threads:
             torch.set_num_threads(self.threads)
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 _open: list[Processes] = []
@@ -128,7 +140,9 @@ def together(
     except BaseException as error:
         if group.agreed:
             raise
-        code = processes.died() if isinstance(error, RuntimeError) and processes.children else None
+        # The loss of a process is a RuntimeError of its neighbours, as is one's own lack of memory.
+        lost = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        code = processes.died() if lost else None
         processes.close(orderly=False)
         if code == MEMORY:
             raise torch.OutOfMemoryError("in another process of the training") from None
@@ -211,7 +225,8 @@ def _start(size: int, device: torch.device) -> Processes:
     if device.type == "cuda" and (device.index or 0) + size > torch.cuda.device_count():
         raise InputError(f"--devices {size} from {device} on: PyTorch sees {torch.cuda.device_count()} CUDA devices.")
     # Only for this user: who meets here is sent the weights.
-    place = Path(tempfile.mkdtemp(prefix="kd-mlflow-")) / "meeting"
+    folder = tempfile.mkdtemp(prefix="kd-mlflow-")
+    place = Path(folder) / "meeting"
     cores = max(1, (os.cpu_count() or 1) // size)
     environment = {MEETING: str(place), "WORLD_SIZE": str(size), STOP_WITH: str(os.getpid())}
     if sys.platform == "linux":
@@ -227,7 +242,7 @@ def _start(size: int, device: torch.device) -> Processes:
         )
         for rank in range(1, size)
     ]
-    processes = Processes(size, children, torch.get_num_threads() if device.type == "cpu" else 0)
+    processes = Processes(size, children, torch.get_num_threads() if device.type == "cpu" else 0, folder)
     _open.append(processes)
     atexit.register(_close_open)
     before = {name: os.environ.get(name) for name in (MEETING, "GLOO_SOCKET_IFNAME")}

@@ -40,6 +40,8 @@ def serve() -> int:
             _train(*told, Group(rank, size))
     except torch.OutOfMemoryError:
         return MEMORY
+    except KeyboardInterrupt:  # the leader says so for all
+        return 130
     except RuntimeError as error:
         if not _left(error):
             raise

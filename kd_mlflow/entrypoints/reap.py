@@ -1,19 +1,18 @@
-"""`reap`: ends the runs of processes that were killed, and says which can be resumed."""
+"""`reap` and `delete`: runs of processes that were killed, and runs that nobody wants any more."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.runs import COMMANDS
+from kd_mlflow.tracking import reaper
 from kd_mlflow.tracking.client import connect
-from kd_mlflow.tracking.life import is_dead
-from kd_mlflow.tracking.runs import RunWriter, find_runs, read_run
+from kd_mlflow.tracking.records import RunRecord
 from kd_mlflow.training.checkpoint import CheckpointFolder
-
-REASON = "Its process is gone without a word; found by a later command."
 
 
 @dataclass(frozen=True)
@@ -36,26 +35,27 @@ class Reaped:
 
 
 def reap(tracking_uri: str = "", *, dry_run: bool = False) -> dict[str, Any]:
-    """Mark every run KILLED whose process was one of this machine and is gone.
+    """Mark every run KILLED whose process was one of this machine and is gone."""
+    found = reaper.reap(connect(tracking_uri), dry_run=dry_run)
+    return {"dry_run": dry_run, "runs": [asdict(_described(run, home() / "checkpoints")) for run in found]}
 
-    Runs of other machines, and those that something else than this package writes, are left alone.
+
+def delete(run_id: str, tracking_uri: str = "") -> dict[str, Any]:
+    """Delete a run, the runs below it, and their checkpoints on this machine.
+
+    Raises
+    ------
+    InputError
+        There is no such run, or one of them is being written.
     """
-    client, place = connect(tracking_uri), home()
-    found = []
-    for run in find_runs(client, tags={}, status="RUNNING"):
-        if not is_dead(run.tags.get("kd.process", "")):
-            continue
-        if not dry_run:
-            # Somebody may have taken it up meanwhile.
-            now = read_run(client, run.run_id)
-            if now.status != "RUNNING" or not is_dead(now.tags.get("kd.process", "")):
-                continue
-            RunWriter(client, run.run_id).finish("KILLED", REASON)
-        found.append(_described(run.run_id, run.role, run.name, place / "checkpoints" / run.run_id))
-    return {"dry_run": dry_run, "runs": [asdict(one) for one in found]}
+    deleted = reaper.delete_runs(connect(tracking_uri), run_id)
+    for run in deleted:
+        shutil.rmtree(home() / "checkpoints" / run.run_id, ignore_errors=True)
+    return {"deleted": [{"run_id": run.run_id, "role": run.role, "name": run.name} for run in deleted]}
 
 
-def _described(run_id: str, role: str, name: str, folder: Path) -> Reaped:
-    meta = CheckpointFolder(folder).load() if folder.is_dir() else None
-    command = f"kd-mlflow resume {run_id}" if role in COMMANDS else ""
-    return Reaped(run_id, role, name, meta[1].epoch if meta else 0, command)
+def _described(run: RunRecord, checkpoints: Path) -> Reaped:
+    folder = checkpoints / run.run_id
+    found = CheckpointFolder(folder).load() if folder.is_dir() else None
+    command = f"kd-mlflow resume {run.run_id}" if run.role in COMMANDS else ""
+    return Reaped(run.run_id, run.role, run.name, found[1].epoch if found else 0, command)

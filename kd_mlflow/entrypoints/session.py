@@ -15,6 +15,7 @@ from kd_mlflow.data.store import Store, prepare
 from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.reaper import reap
 from kd_mlflow.tracking.spool import send_left
 from kd_mlflow.training.device import Precision, resolve_device, resolve_precision
 
@@ -48,6 +49,8 @@ class Session:
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
         place = home()
         client = connect(config.tracking_uri)
+        for left in reap(client):
+            terminal.say(f"Run {left.run_id} ({left.role}) was left by a process that is gone; it is KILLED now")
         for sent in send_left(client, place / "spool"):
             if not sent.error:
                 terminal.say(f"Sent {sent.points} points of run {sent.run_id} that an earlier command could not send")

@@ -326,6 +326,8 @@ def _reopen(client: MlflowClient, run_id: str, run_name: str) -> None:
     run = get_run(client, run_id)
     if run.info.lifecycle_stage == "deleted":
         raise InputError(f"Run {run_id} is deleted; bring it back with `mlflow runs restore --run-id {run_id}`.")
+    # Before the run is RUNNING again: whoever looks for dead processes shall not find the old one.
+    client.set_tag(run_id, "kd.process", process_mark())
     unnamed = not run.info.run_name or UNNAMED.fullmatch(run.info.run_name)
     client.update_run(run_id, status="RUNNING", name=run_name if unnamed else None)
     if "kd.reason" in run.data.tags:

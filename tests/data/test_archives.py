@@ -35,6 +35,7 @@ def test_tar_gives_what_its_folder_gives(prefix: str, tmp_path: Path, fill, pack
     assert np.array_equal(store.images, folder.images)
 
 
+@pytest.mark.fault("a .tar with `../` or absolute members", "refused by name, nothing is written")
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -50,6 +51,7 @@ def test_member_that_reaches_outside_is_refused_by_name(name: str, wrong: str, t
     assert repr(name) in message
 
 
+@pytest.mark.fault("a .tar with devices, links, pipes", "refused by name")
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_member_that_is_no_plain_file_is_refused_by_name(kind: bytes, tmp_path: Path, fill, pack, prepared):
     path = pack(tmp_path / "evil.tar", files_of(fill(tmp_path / "pets", SPLIT_FOLDERS)))
@@ -69,6 +71,7 @@ def test_empty_class_in_a_tar_is_named(tmp_path: Path, fill, pack, prepared):
     assert "'bird' has no images" in refusal(prepared, path)
 
 
+@pytest.mark.fault("a .tar that was cut off", "refused in a sentence")
 def test_cut_tar_is_refused(tmp_path: Path, fill, pack, prepared):
     path = pack(tmp_path / "cut.tar", files_of(fill(tmp_path / "pets", SPLIT_FOLDERS)))
     path.write_bytes(path.read_bytes()[:8000])

@@ -135,16 +135,19 @@ def test_text_is_not_an_image():
     assert "not an image" in reason(b"hello, I am a readme\n" * 20)
 
 
+@pytest.mark.fault("a PostScript file among the images", "not read: no other program is started")
 def test_postscript_is_not_read():
     assert "not an image" in reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
 
 
+@pytest.mark.fault("an image file that was cut off", "named with its reason, not trained on")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_truncated_file_is_bad(kind: str, photo):
     data = encoded(photo(6, 100, 100), kind)
     assert reason(data[: len(data) // 2])
 
 
+@pytest.mark.fault("an image of 30,000 × 30,000 pixels", "refused before anything is allocated")
 def test_thirty_thousand_pixels_square_is_refused_before_decoding():
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

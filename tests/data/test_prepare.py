@@ -98,6 +98,7 @@ def test_digest_does_not_depend_on_size_and_does_on_content_and_split(tmp_path: 
     assert len({first.digest, moved.digest, changed.digest}) == 3
 
 
+@pytest.mark.fault("an image is changed within the same size and time", "noticed: another store")
 def test_file_changed_within_the_same_size_and_time_is_noticed(tmp_path: Path, fill, prepared):
     root = fill(tmp_path / "pets", SPLIT_FOLDERS)
     path = root / "train/cat/0000.png"
@@ -109,6 +110,7 @@ def test_file_changed_within_the_same_size_and_time_is_noticed(tmp_path: Path, f
     assert prepared(root).digest != first.digest
 
 
+@pytest.mark.fault("a prepared store that was cut off or altered", "noticed, and built again")
 @pytest.mark.parametrize(
     "name", ["images.u8", "manifest.jsonl", "labels.npy", "splits.npy", "offsets.npy", "store.json"]
 )
@@ -180,6 +182,7 @@ def test_bad_file_changes_neither_digest_nor_splits(tmp_path: Path, fill, prepar
     assert prepared(root, max_bad=0.5).digest == clean.digest
 
 
+@pytest.mark.fault("file names with newlines, quotes, unicode", "they are data and come back as they are")
 def test_odd_names_survive(tmp_path: Path, fill, prepared, png):
     root = fill(tmp_path / "pets", SPLIT_FOLDERS)
     names = ["a\nb.png", 'it\'s "quoted".png', "\u732b \u00fc.png", "-rf.png", "back\\slash.png"]
@@ -199,6 +202,7 @@ def test_clutter_of_the_operating_system_is_passed_over(tmp_path: Path, fill, pr
     assert (len(store.labels), store.bad, store.warnings) == (24, (), ())
 
 
+@pytest.mark.fault("the disk is too small for the store", "said with figures before work begins")
 def test_disk_that_is_too_small_is_named_before_work_begins(tmp_path: Path, fill, prepared, monkeypatch):
     root = fill(tmp_path / "pets", SPLIT_FOLDERS)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
@@ -229,6 +233,7 @@ def start(data: Path, home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.fault("two commands prepare one data set at once", "one store, both right")
 def test_two_processes_at_once_build_one_store(tmp_path: Path, fill, home: Path):
     root = fill(tmp_path / "pets", {**SPLIT_FOLDERS, "train/cat": 150, "train/dog": 150})
     both = [start(root, home) for _ in range(2)]
@@ -239,6 +244,7 @@ def test_two_processes_at_once_build_one_store(tmp_path: Path, fill, home: Path)
     assert len([path for path in (home / "stores").iterdir() if (path / "store.json").exists()]) == 1
 
 
+@pytest.mark.fault("SIGKILL while a store is built", "nothing stands in the way of the next")
 def test_killed_build_leaves_nothing_in_the_way(tmp_path: Path, fill, home: Path, photo):
     root = fill(tmp_path / "pets", SPLIT_FOLDERS)
     for number in range(40):

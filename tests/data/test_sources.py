@@ -179,6 +179,7 @@ def test_same_picture_in_two_splits_and_classes_is_named(tmp_path: Path, fill, p
     assert classes == "The same picture is in two classes, 1 times: 'train/cat/0001.png' = 'train/dog/torn.png'."
 
 
+@pytest.mark.fault("a link that leads out of the data folder", "refused by name")
 def test_link_out_of_the_folder_is_refused_by_name(tmp_path: Path, fill, prepared):
     root = fill(tmp_path / "pets", SPLIT_FOLDERS)
     (tmp_path / "secret.png").write_bytes((root / "train/cat/0000.png").read_bytes())
@@ -205,6 +206,7 @@ def test_link_to_itself_is_a_bad_file(tmp_path: Path, fill, prepared):
     assert [bad.reason for bad in prepared(root, max_bad=1).bad] == ["a link to nothing"]
 
 
+@pytest.mark.fault("links that lead in a circle", "refused")
 def test_link_that_leads_round_in_a_circle_is_refused(tmp_path: Path, fill, prepared):
     root = fill(tmp_path / "pets", SPLIT_FOLDERS)
     (root / "train/cat/again").symlink_to(root / "train")

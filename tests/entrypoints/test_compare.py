@@ -96,6 +96,7 @@ def test_several_data_sets_give_a_table_of_gains(config, photos, tmp_path):
     assert all({"classes", "images_per_class"} <= set(row) for row in result.gains)
 
 
+@pytest.mark.fault("SIGKILL of a comparison", "--resume keeps what is finished and goes on with the rest")
 def test_a_killed_comparison_goes_on_where_it_stopped(place: Place, photos):
     options = ["compare", "--data", str(photos), *QUICK, "--epochs", "12", "--methods", "kd,dist", "--json"]
     process = place.start(*options)

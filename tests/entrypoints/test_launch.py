@@ -116,6 +116,10 @@ def test_slurm_script_is_an_array_with_one_gpu_a_worker():
     assert "--array=0-0\n" in render_slurm(replace(PLAIN, workers=1))
 
 
+@pytest.mark.fault(
+    "names with quotes, blanks and `$(…)` in a Slurm script",
+    "they arrive as they are; nothing is executed",
+)
 @pytest.mark.parametrize("name", NASTY)
 def test_names_arrive_unharmed_through_slurm(sbatch, name):
     launch = replace(PLAIN, study=name, data=f"/shared/{name}", checkpoints=f"/shared/{name}")
@@ -189,6 +193,7 @@ def test_a_volume_is_claimed_only_for_a_path():
     assert [one["mountPath"] for one in mounts] == ["/scratch", "/shared", "/shared/ck"]
 
 
+@pytest.mark.fault("a password in the storage's URL", "it stands in no launch file")
 @pytest.mark.parametrize(
     "storage",
     [

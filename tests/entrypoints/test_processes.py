@@ -102,6 +102,10 @@ def undisturbed(tmp_path_factory, photos):
     return curves(place)
 
 
+@pytest.mark.fault(
+    "SIGKILL of one of the processes that train together",
+    "all go on from the last checkpoint; the curves are those of an undisturbed run",
+)
 def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(place, photos, undisturbed):
     process, (other,) = started(place, photos)
     other.kill()
@@ -112,6 +116,10 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(place, photos,
     assert [run.status for run in find_runs(connect(place.uri), tags={})] == ["FINISHED"]
 
 
+@pytest.mark.fault(
+    "SIGKILL of the process that leads",
+    "the others end; --resume gives the curves of an undisturbed run",
+)
 def test_the_others_end_with_the_command_and_it_is_resumed(place, photos, undisturbed):
     process, (other,) = started(place, photos)
     process.kill()
@@ -121,6 +129,7 @@ def test_the_others_end_with_the_command_and_it_is_resumed(place, photos, undist
     assert curves(place) == undisturbed
 
 
+@pytest.mark.fault("SIGTERM with several processes", "all end, the run is KILLED")
 def test_an_interrupt_ends_all_of_them(place, photos):
     process, (other,) = started(place, photos)
     process.send_signal(signal.SIGTERM)

@@ -69,6 +69,10 @@ def kill_in_second_epoch(place: Place, photos: Path, role: str, resume: bool = F
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.fault(
+    "SIGKILL while teacher, control and student train",
+    "--resume ends in the same weights, under the same run ids",
+)
 def test_a_run_killed_in_every_role_in_turn_equals_one_that_was_not(undisturbed, place, many_photos):
     client = MlflowClient(place.uri)
     cut = {}
@@ -124,6 +128,7 @@ def test_resume_without_anything_to_resume_runs_normally(place, photos):
     assert MlflowClient(place.uri).get_run(result["run_id"]).info.status == "FINISHED"
 
 
+@pytest.mark.fault("SIGTERM in mid-training", "the run is KILLED with its reason, a checkpoint is left")
 def test_sigterm_ends_the_run_as_killed_and_leaves_a_checkpoint(place, many_photos):
     process = place.start(*command(many_photos))
     while not list(place.home.glob("checkpoints/*/checkpoint-00001.json")):
@@ -137,6 +142,7 @@ def test_sigterm_ends_the_run_as_killed_and_leaves_a_checkpoint(place, many_phot
     assert states == {"teacher": "KILLED", "student": "KILLED"}
 
 
+@pytest.mark.fault("`mlflow run` is killed", "the training below it ends, its run is KILLED")
 def test_the_command_ends_with_the_mlflow_run_above_it(place, many_photos):
     mlflow = str(Path(sys.executable).with_name("mlflow"))
     given = ["-P", f"data={many_photos}", "-P", "epochs=50", "-P", "batch-size=8", "-P", "image-size=32"]

@@ -83,6 +83,7 @@ def test_workers_share_a_study_and_stop_at_exactly_its_total(place, photos, post
     assert {trial.user_attrs["attempt"] for trial in study.ledger().trials} == {1}
 
 
+@pytest.mark.fault("SIGKILL of a worker of a search", "another worker goes on with the trial from its checkpoint")
 @pytest.mark.parametrize("checkpoints", [pytest.param("", marks=pytest.mark.slow), "file"])
 def test_a_killed_workers_trial_goes_on_from_its_checkpoint(place, photos, checkpoints, tmp_path):
     """SIGKILL in the middle of a trial: another worker ends it, in a new run that is linked to the dead one."""
@@ -136,6 +137,10 @@ def _kill_and_restart(place, photos, postgres, total: int, workers: int, epochs:
     assert [trial.number for trial in study.ledger().abandoned] in ([], [victim.number])
 
 
+@pytest.mark.fault(
+    "SIGKILL of a worker, and Postgres restarted",
+    "exactly the trials that were asked for; none RUNNING",
+)
 def test_a_killed_worker_and_a_restarted_postgres_cost_no_trial(place, photos, postgres):
     _kill_and_restart(place, photos, postgres, 9, 3, 20)
 

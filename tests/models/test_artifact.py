@@ -57,6 +57,7 @@ def test_writing_again_replaces_the_folder_and_leaves_nothing_beside_it(folder, 
     assert [file.name for file in path.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.fault("a file of a model folder is altered or missing", "refused by name; nothing of it is executed")
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt2"])
 def test_an_altered_or_missing_file_is_named(folder, name):
     _, path = folder
@@ -69,6 +70,7 @@ def test_an_altered_or_missing_file_is_named(folder, name):
         load_model(path)
 
 
+@pytest.mark.fault("a model.json from a stranger", "refused in a sentence before anything is allocated")
 @pytest.mark.parametrize(
     "change",
     [
@@ -106,6 +108,7 @@ def test_weights_that_stand_under_two_names_are_written_and_read(make, tmp_path)
     assert torch.equal(loaded.eval()(pixels), model.eval()(pixels))
 
 
+@pytest.mark.fault("a model.json nested without end", "refused in a sentence")
 def test_a_description_nested_without_end_is_refused(tmp_path):
     (tmp_path / "model.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"model\.json"):

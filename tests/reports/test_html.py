@@ -84,6 +84,7 @@ def test_page_without_notes_and_figures_leaves_their_headings_out():
     assert Reader(page).headings == ["Result", "Quality", "Efficiency", "Configuration"]
 
 
+@pytest.mark.fault("scripts and addresses in the data of a report", "the page fetches nothing and runs nothing")
 def test_page_fetches_nothing_and_runs_nothing(hostile: str):
     reader = Reader(hostile)
     assert not reader.tags & {"script", "link", "iframe", "object", "base", "form"}
@@ -95,6 +96,7 @@ def test_page_fetches_nothing_and_runs_nothing(hostile: str):
     assert "@import" not in hostile
 
 
+@pytest.mark.fault("HTML in class names, titles, notes", "escaped in the report")
 def test_names_titles_notes_and_configuration_are_escaped(hostile: str):
     assert "<script" not in hostile
     assert "onerror" in hostile  # as text

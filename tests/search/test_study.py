@@ -86,6 +86,7 @@ def test_a_paused_trial_goes_on_under_its_number(tmp_path):
     assert (again.number, again.values, again.noted["run_id"], again.reported) == (0, claim.values, "r1", {1})
 
 
+@pytest.mark.fault("workers die on one trial again and again", "it is tried three times, then failed")
 def test_a_dead_workers_slot_is_taken_by_another_and_given_up_after_three(tmp_path):
     study = opened(tmp_path, total=1)
     numbers = []
@@ -112,6 +113,7 @@ def _age_heartbeats(study: SearchStudy) -> None:
         connection.execute(text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'"))
 
 
+@pytest.mark.fault("a process dies in the middle of a claim", "the next one mends it; no slot is lost or done twice")
 def test_a_claim_that_was_cut_off_is_taken_up_as_it_is(tmp_path, monkeypatch):
     """A worker that dies between asking and its first sign of life costs neither a trial nor a number."""
     study = opened(tmp_path, total=3)
@@ -221,6 +223,10 @@ def _taken_for_dead(study: SearchStudy):
     return claim
 
 
+@pytest.mark.fault(
+    "a worker is silent for so long that it is taken for dead",
+    "it finds its trial lost and writes nothing into another's",
+)
 def test_whoever_was_taken_for_dead_finds_its_trial_lost_whatever_it_writes(tmp_path):
     claim = _taken_for_dead(opened(tmp_path, total=3))
     for write in (lambda: claim.report(1, 0.5), lambda: claim.note(a=1), lambda: claim.complete([1.0], {"a<1": 0.0})):
@@ -250,6 +256,7 @@ def test_a_worker_that_lost_its_trial_goes_on_with_the_next(tmp_path):
     assert len(study.ledger().finished) == 2
 
 
+@pytest.mark.fault("the storage of a study was away for all", "nobody is taken for dead before it could be heard")
 def test_after_an_outage_nobody_is_taken_for_dead_before_it_could_be_heard(tmp_path, monkeypatch):
     study = opened(tmp_path, total=3)
     claim = study.claim("silent")
@@ -261,6 +268,7 @@ def test_after_an_outage_nobody_is_taken_for_dead_before_it_could_be_heard(tmp_p
     assert study.claim("other").noted["follows"] == 0
 
 
+@pytest.mark.fault("the storage stays away", "the worker ends, its trial is left to another")
 def test_a_storage_that_stays_away_ends_the_worker_and_leaves_the_trial_to_another(tmp_path):
     study = opened(tmp_path, total=2)
 
@@ -300,6 +308,7 @@ def test_wilcoxon_gives_up_a_trial_that_loses_on_four_of_five_seeds(tmp_path):
     assert told == [False, False, False, True, True]
 
 
+@pytest.mark.fault("the connection that holds the study's lock is ended", "an outage, which is waited for")
 def test_a_lock_whose_connection_is_ended_is_an_outage_and_not_an_error(tmp_path):
     server = Postgres()
     try:

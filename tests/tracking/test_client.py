@@ -49,6 +49,7 @@ def _create(uri: str) -> None:
     experiment_id(client, "photos")
 
 
+@pytest.mark.fault("several processes create one sqlite store at once", "all succeed")
 def test_processes_that_create_a_store_at_once_all_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -83,6 +84,7 @@ def test_folder_that_is_missing_is_named(tmp_path: Path) -> None:
         connect(f"sqlite:///{tmp_path}/missing/mlflow.db")
 
 
+@pytest.mark.fault("the store does not answer, its URL holds a password", "one sentence without the password")
 @pytest.mark.parametrize("scheme", ["http", "postgresql", "mysql+pymysql"])
 def test_store_that_does_not_answer_is_named_without_credentials(scheme: str) -> None:
     with socket.socket() as taken:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -37,6 +38,7 @@ def test_what_was_written_is_read_from_any_place_on(content):
             assert [record for _, record in records(path, place)] == content[number:]
 
 
+@pytest.mark.fault("a journal of curves is cut off at any byte", "what is read is a prefix; it can be gone on with")
 @given(RECORDS, some.data())
 def test_a_journal_that_is_cut_anywhere_is_a_prefix_and_can_be_gone_on_with(content, data):
     with TemporaryDirectory() as folder:
@@ -51,6 +53,7 @@ def test_a_journal_that_is_cut_anywhere_is_a_prefix_and_can_be_gone_on_with(cont
         assert read(path) == [*left, {"after": 1}]
 
 
+@pytest.mark.fault("any byte of a journal is flipped", "never garbage: a prefix of what was written")
 @given(RECORDS.filter(bool), some.data())
 def test_a_byte_that_is_flipped_costs_its_record_and_those_behind_it(content, data):
     with TemporaryDirectory() as folder:

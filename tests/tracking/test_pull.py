@@ -15,6 +15,7 @@ from kd_mlflow.tracking.runs import RunWriter
 from tests.tracking.helpers import TinyNet, log_run, register_run, write_model
 
 
+@pytest.mark.fault("a registered model is replaced in the artifact store", "its digests do not match: not pulled")
 def test_model_replaced_whole_in_the_store_is_not_pulled(
     client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor, tmp_path: Path
 ) -> None:
@@ -27,6 +28,7 @@ def test_model_replaced_whole_in_the_store_is_not_pulled(
         pull(client, "photos-student/1", tmp_path / "pulled")
 
 
+@pytest.mark.fault("artifact names with `../`", "nothing is written outside of the folder")
 def test_names_in_a_stored_model_json_cannot_lead_out_of_the_folder(
     client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor, tmp_path: Path
 ) -> None:

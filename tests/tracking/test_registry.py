@@ -50,6 +50,7 @@ def test_logged_model_is_ready_and_linked_to_run_data_and_metrics(
     assert history(client, run.run_id)["val/accuracy"] == [(1, 0.5), (2, 0.75), (3, 0.6)]
 
 
+@pytest.mark.fault("the upload of a model fails", "the model is FAILED and never registered")
 def test_model_whose_upload_fails_is_marked_failed_and_never_registered(
     client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor
 ) -> None:
@@ -146,6 +147,7 @@ def test_model_that_answers_otherwise_is_not_registered(
     assert champion(client, "photos-student") is None
 
 
+@pytest.mark.fault("a model is damaged in the artifact store", "neither registered nor pulled")
 def test_model_damaged_in_the_store_is_neither_registered_nor_pulled(
     client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor, tmp_path: Path
 ) -> None:
@@ -211,6 +213,7 @@ def _register_in_process(uri: str, folder: Path, run_id: str, accuracy: float) -
     register_run(connect(uri), run_id, (folder, TinyNet(0).eval()), images, accuracy)
 
 
+@pytest.mark.fault("several register at once", "the best ends as champion")
 @pytest.mark.slow
 def test_best_of_several_registered_at_once_ends_as_champion(
     client: MlflowClient, trained: tuple[Path, TinyNet]
@@ -250,6 +253,7 @@ def test_network_of_the_zoo_comes_back_trainable_with_the_same_logits(
     assert all(parameter.requires_grad for parameter in again.train().parameters())
 
 
+@pytest.mark.fault("the alias is moved by another process in between", "never on the worse version")
 @pytest.mark.parametrize(("slow", "quick", "best"), [(0.5, 0.9, 2), (0.9, 0.5, 1), (0.5, 0.5, 1)])
 def test_alias_moved_by_another_process_in_between_is_not_lost(
     client: MlflowClient, trained: tuple[Path, TinyNet], images: Tensor, slow: float, quick: float, best: int

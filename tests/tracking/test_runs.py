@@ -70,6 +70,7 @@ def test_dropped_writer_does_not_leave_its_run_running(client: MlflowClient) -> 
     assert read_run(client, run_id).status == "KILLED"
 
 
+@pytest.mark.fault("a process ends with runs open", "none stays RUNNING")
 def test_process_that_ends_with_open_runs_leaves_none_running(client: MlflowClient) -> None:
     script = f"""
 import signal
@@ -299,6 +300,7 @@ def test_runs_are_found_by_tags_newest_first_over_all_experiments(client: Mlflow
     assert find_runs(client, tags={"kd.x": "1"}, role="control") == []
 
 
+@pytest.mark.fault("a signal during a write to the store", "the write is whole, then the signal is acted on")
 def test_a_signal_during_a_write_is_acted_on_after_it(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt("SIGTERM")))
     whole = MlflowClient.log_batch

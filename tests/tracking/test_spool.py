@@ -57,6 +57,7 @@ def test_points_that_are_sent_again_are_there_once(run, tmp_path):
     assert points(client, run_id) == expected(5)
 
 
+@pytest.mark.fault("SIGKILL with curves that were not sent", "the next command sends them")
 def test_what_a_killed_process_left_is_sent_by_the_next(run, tmp_path):
     client, run_id = run
     script = f"""
@@ -95,6 +96,7 @@ def test_a_run_that_the_store_does_not_have_keeps_its_journal(client, tmp_path):
     assert (tmp_path / "spool" / f"{'0' * 32}.journal").is_file()
 
 
+@pytest.mark.fault("the tracking server is killed and comes back", "training does not wait; every point is there once")
 def test_a_server_that_is_killed_and_comes_back_has_every_point_once(empty_store: Path, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, logger="kd_mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

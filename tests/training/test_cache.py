@@ -116,6 +116,10 @@ def test_while_one_fills_an_epoch_others_ask_the_teacher_and_get_the_same(store,
     assert len(list(tmp_path.glob("*/epoch-*.bin"))) == 1
 
 
+@pytest.mark.fault(
+    "a process dies while it fills the teacher cache",
+    "nothing half-filled is read; the next one fills it",
+)
 def test_an_epoch_that_was_cut_off_leaves_nothing_and_is_filled_by_the_next(store, tmp_path):
     batches = list(training_batches(store, DistillConfig(), batch_size=8, seed=0, epoch=1, device=CPU))
     cut = cached(store, tmp_path, teacher())
@@ -127,6 +131,7 @@ def test_an_epoch_that_was_cut_off_leaves_nothing_and_is_filled_by_the_next(stor
     assert [file.suffix for file in sorted(tmp_path.glob("*/*epoch-00001.*"))] == [".bin", ".json", ".lock"]
 
 
+@pytest.mark.fault("a file of the teacher cache is cut off or altered", "it is not read, and written anew")
 @pytest.mark.parametrize("harm", ["flip", "cut", "no sidecar"])
 def test_a_damaged_file_is_not_read_but_filled_anew(store, tmp_path, harm, caplog):
     epoch_of(store, cached(store, tmp_path, teacher()), 1)
@@ -146,6 +151,10 @@ def test_a_damaged_file_is_not_read_but_filled_anew(store, tmp_path, harm, caplo
     assert file.read_bytes() == whole
 
 
+@pytest.mark.fault(
+    "the teacher cache holds what the teacher does not say",
+    "an error with its likely cause, before the first step counts",
+)
 def test_records_that_the_teacher_does_not_give_are_an_error_with_its_cause(store, tmp_path):
     epoch_of(store, cached(store, tmp_path, teacher()), 1)
     (file,) = tmp_path.glob("*/epoch-*.bin")
@@ -173,6 +182,7 @@ def test_beyond_its_limit_the_teacher_is_asked(store, tmp_path, caplog):
     assert [len(one) for one in found] == [32, 32]
 
 
+@pytest.mark.fault("teacher outputs that float16 does not hold", "the training stops and says what to do")
 def test_numbers_that_float16_does_not_hold_stop_the_training(store, tmp_path):
     live = teacher()
     live.forward = lambda images: Outputs(torch.full((len(images), 3), 1e5))

@@ -41,6 +41,7 @@ def test_two_checkpoints_and_the_best_are_kept(tmp_path):
     ]
 
 
+@pytest.mark.fault("a checkpoint is cut off, altered or half there", "it is noticed, and the one before is used")
 @pytest.mark.parametrize("harm", ["cut", "flip", "no json", "half json", "no tensors"])
 def test_a_torn_or_altered_checkpoint_is_passed_over_for_the_one_before(tmp_path, harm, caplog):
     # MLflow, in the same process, sets the root logger to ERROR.
@@ -71,6 +72,7 @@ def _try_lock(path, answer):
         answer.put(mine)
 
 
+@pytest.mark.fault("two processes go on with one run", "one of them does, the other is told")
 def test_one_process_at_a_time_holds_a_folder(tmp_path):
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
