@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from kd_mlflow.config import AugmentationOptions
+from kd_mlflow.config import AugmentationOptions, Recipe
 from kd_mlflow.data.augment import augment, centre_crop
 from kd_mlflow.data.batch import Batch
 from kd_mlflow.data.draws import permutation
@@ -34,7 +34,7 @@ def samples_per_epoch(store: Store, batch_size: int) -> int:
 
 def training_batches(
     store: Store,
-    options: AugmentationOptions,
+    options: AugmentationOptions | Recipe,
     *,
     batch_size: int,
     seed: int,
@@ -76,7 +76,7 @@ def training_batches(
 
 def training_view(
     store: Store,
-    options: AugmentationOptions,
+    options: AugmentationOptions | Recipe,
     places: np.ndarray,
     *,
     seed: int,

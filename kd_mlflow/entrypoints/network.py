@@ -14,7 +14,7 @@ from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_
 from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
-from kd_mlflow.entrypoints.processes import ProcessDied, together
+from kd_mlflow.entrypoints.processes import ProcessDied, check_devices, together
 from kd_mlflow.entrypoints.recording import recording
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.sources import cache_sentence, teacher_sources
@@ -32,6 +32,7 @@ from kd_mlflow.training.observer import Observer, Several
 
 # How often a training goes on after the death of one of its processes.
 RESTARTS = 3
+ONE_OF_SEVERAL = "several processes trained, and only the first of them was watched"
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def fit_network(
             parts = recipe.accumulate
         recipe = _in_more_parts(session, writer, recipe, parts)
     images = samples_per_epoch(session.store, recipe.batch_size) * len(fitted.history)
-    return fitted, task.distiller, _whole(meter.usage(images), before)
+    usage = _whole(meter.usage(images), before)
+    return fitted, task.distiller, usage if recipe.devices == 1 else _unknown(usage, ONE_OF_SEVERAL)
 
 
 def _shares(recipe: Recipe) -> str:
@@ -203,6 +205,7 @@ def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | Non
         The architecture, its weights or the method cannot be had, or not with these networks.
     """
     splits = session.store.splits
+    check_devices(recipe.devices, session.device)
     Group(0, recipe.devices).check(min(recipe.batch_size, len(splits["train"])))
     if len(splits["val"]) < recipe.devices:
         raise InputError(f"{recipe.devices} processes cannot share a validation split of {len(splits['val'])} images.")
@@ -220,7 +223,10 @@ def _whole(usage: Usage, epochs_before: int) -> Usage:
     """The figures of a training; those of its last part alone are not given out as the whole's."""
     if not epochs_before:
         return usage
-    reason = f"the training was taken up after epoch {epochs_before}; what was used before is not known"
+    return _unknown(usage, f"the training was taken up after epoch {epochs_before}; what was used before is not known")
+
+
+def _unknown(usage: Usage, reason: str) -> Usage:
     return Usage({}, dict.fromkeys([*usage.metrics, *usage.missing], reason))
 
 
@@ -289,7 +295,7 @@ def training_task(
         teachers=teacher_sources(session, recipe, distiller, teachers),
         training_batches=lambda epoch: training_batches(
             store,
-            session.config,
+            recipe,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             epoch=epoch,

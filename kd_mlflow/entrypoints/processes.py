@@ -30,7 +30,7 @@ from torch import Tensor
 from kd_mlflow.config import Recipe
 from kd_mlflow.entrypoints.parent import STOP_WITH
 from kd_mlflow.entrypoints.session import Session
-from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.errors import GuardError, InputError, KdMlflowError
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.training.checkpoint import CheckpointFolder
 from kd_mlflow.training.group import Group
@@ -55,7 +55,7 @@ class Processes:
     Attributes
     ----------
     threads:
-        How many the leader had for its arithmetic before it shared the cores; 0 if it shares none.
+        For the leader's arithmetic while it shares the cores; 0 if it shares none.
     folder:
         Where the processes met.
     """
@@ -77,7 +77,7 @@ class Processes:
         while time.monotonic() < until:
             codes = [code for child in self.children if (code := child.poll()) is not None]
             if codes:
-                return MEMORY if MEMORY in codes else codes[0]
+                return MEMORY if MEMORY in codes else min(codes)  # who was killed comes before whoever missed it
             time.sleep(0.05)
         return None
 
@@ -90,16 +90,15 @@ class Processes:
         else:
             for child in self.children:
                 child.send_signal(signal.SIGTERM)
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
+        if dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
         for child in self.children:
             try:
                 child.wait(10)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-        if self.threads:
-            torch.set_num_threads(self.threads)
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -122,14 +121,19 @@ def together(
     torch.OutOfMemoryError
         In whichever process.
     """
+    if _open and _open[0].size != recipe.devices:
+        if not _open[0].children:
+            raise InputError(f"torchrun started {_open[0].size} processes; give --devices {_open[0].size}.")
+        _open[0].close(orderly=True)
     if recipe.devices == 1:
         yield Group()
         return
+    group = Group(0, recipe.devices)
+    group.check(min(recipe.batch_size, len(session.store.splits["train"])))
     processes = _open[0] if _open else _start(recipe.devices, session.device)
-    if processes.size != recipe.devices:
-        raise InputError(f"There are {processes.size} processes; give --devices {processes.size}.")
-    group = Group(0, processes.size)
+    threads = torch.get_num_threads()
     try:
+        torch.set_num_threads(processes.threads or threads)
         job, tensors = _job(session, recipe, student, teachers, folder)
         processes.tell(job, tensors)
         said = [answer for answer in answers("") if answer]
@@ -140,15 +144,33 @@ def together(
     except BaseException as error:
         if group.agreed:
             raise
-        # The loss of a process is a RuntimeError of its neighbours, as is one's own lack of memory.
-        lost = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
-        code = processes.died() if lost else None
+        code = processes.died() if is_loss(error) else None
         processes.close(orderly=False)
+        if isinstance(error, torch.OutOfMemoryError) and not processes.children:
+            raise GuardError("The device's memory does not hold a step; under torchrun give --accumulate 2.") from None
         if code == MEMORY:
             raise torch.OutOfMemoryError("in another process of the training") from None
-        if code is not None:
+        if code is not None and code < 0:
             raise ProcessDied(f"A process of the training ended with code {code}.") from None
+        if code is not None:
+            raise KdMlflowError(
+                f"A process of the training ended with code {code}; its last words stand above."
+            ) from None
         raise
+    finally:
+        torch.set_num_threads(threads)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether it is what a process sees of the loss of another one."""
+    named = any(backend in str(error).lower() for backend in ("gloo", "nccl"))
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and named)
+
+
+def check_devices(size: int, device: torch.device) -> None:
+    """Raise an InputError unless there are so many devices from this one on, or the cores are shared."""
+    if device.type == "cuda" and (device.index or 0) + size > torch.cuda.device_count():
+        raise InputError(f"--devices {size} from {device} on: PyTorch sees {torch.cuda.device_count()} CUDA devices.")
 
 
 def join_torchrun() -> None:
@@ -222,8 +244,7 @@ def _job(
 
 def _start(size: int, device: torch.device) -> Processes:
     """Processes on this machine, a GPU each or a share of the cores."""
-    if device.type == "cuda" and (device.index or 0) + size > torch.cuda.device_count():
-        raise InputError(f"--devices {size} from {device} on: PyTorch sees {torch.cuda.device_count()} CUDA devices.")
+    check_devices(size, device)
     # Only for this user: who meets here is sent the weights.
     folder = tempfile.mkdtemp(prefix="kd-mlflow-")
     place = Path(folder) / "meeting"
@@ -242,21 +263,23 @@ def _start(size: int, device: torch.device) -> Processes:
         )
         for rank in range(1, size)
     ]
-    processes = Processes(size, children, torch.get_num_threads() if device.type == "cpu" else 0, folder)
+    own = int(os.environ.get("OMP_NUM_THREADS", cores)) if device.type == "cpu" else 0
+    processes = Processes(size, children, own, folder)
     _open.append(processes)
     atexit.register(_close_open)
     before = {name: os.environ.get(name) for name in (MEETING, "GLOO_SOCKET_IFNAME")}
     os.environ |= {name: environment[name] for name in before if name in environment}
     try:
         meet(0, size)
-    except BaseException:
+    except BaseException as error:
+        codes = [child.poll() for child in children]
         processes.close(orderly=False)
+        if isinstance(error, RuntimeError):
+            raise KdMlflowError(f"The processes of the training did not come up (exit codes {codes}).") from None
         raise
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    if device.type == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cores)))
     return processes
 
 

@@ -17,15 +17,15 @@ from kd_mlflow.config import Recipe
 from kd_mlflow.data.store import prepare
 from kd_mlflow.entrypoints.network import training_task
 from kd_mlflow.entrypoints.places import home
-from kd_mlflow.entrypoints.processes import MEMORY, answers, meet, next_job
+from kd_mlflow.entrypoints.processes import MEMORY, answers, is_loss, meet, next_job
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
-from kd_mlflow.errors import GuardError, InputError
+from kd_mlflow.errors import InputError
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.zoo import build
 from kd_mlflow.training.checkpoint import EpochRow, Meta
 from kd_mlflow.training.group import Ended, Group
-from kd_mlflow.training.loop import Task, train
+from kd_mlflow.training.loop import NonFiniteLoss, Task, train
 from kd_mlflow.training.observer import Silent
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def serve() -> int:
     except KeyboardInterrupt:  # the leader says so for all
         return 130
     except RuntimeError as error:
-        if not _left(error):
+        if not is_loss(error):
             raise
         log.info("The other processes are gone: %s", error)
         return 1
@@ -77,7 +77,7 @@ def _train(job: dict[str, Any], tensors: dict[str, Tensor], group: Group) -> Non
         return
     try:
         train(task, _Handed(found), Silent())
-    except (Ended, GuardError) as end:
+    except (Ended, NonFiniteLoss) as end:  # of these all processes know
         log.info("The training ended: %s", end)
 
 
@@ -116,8 +116,3 @@ def _device(leaders: str) -> str:
     """The leader's kind of device; on a GPU the one of this process's place on its machine."""
     kind, _, index = leaders.partition(":")
     return f"cuda:{int(index or 0) + int(os.environ['LOCAL_RANK'])}" if kind == "cuda" else kind
-
-
-def _left(error: RuntimeError) -> bool:
-    """Whether it is the loss of the other processes."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from kd_mlflow.entrypoints.places import home
-from kd_mlflow.entrypoints.runs import COMMANDS
+from kd_mlflow.entrypoints.runs import command_of_run
+from kd_mlflow.errors import InputError
 from kd_mlflow.tracking import reaper
-from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.client import connect, redact
 from kd_mlflow.tracking.records import RunRecord
+from kd_mlflow.tracking.spool import forget
 from kd_mlflow.training.checkpoint import CheckpointFolder
 
 
@@ -37,7 +39,8 @@ class Reaped:
 def reap(tracking_uri: str = "", *, dry_run: bool = False) -> dict[str, Any]:
     """Mark every run KILLED whose process was one of this machine and is gone."""
     found = reaper.reap(connect(tracking_uri), dry_run=dry_run)
-    return {"dry_run": dry_run, "runs": [asdict(_described(run, home() / "checkpoints")) for run in found]}
+    place = home() / "checkpoints"
+    return {"dry_run": dry_run, "runs": [asdict(_described(run, place, tracking_uri)) for run in found]}
 
 
 def delete(run_id: str, tracking_uri: str = "") -> dict[str, Any]:
@@ -51,11 +54,16 @@ def delete(run_id: str, tracking_uri: str = "") -> dict[str, Any]:
     deleted = reaper.delete_runs(connect(tracking_uri), run_id)
     for run in deleted:
         shutil.rmtree(home() / "checkpoints" / run.run_id, ignore_errors=True)
+        forget(home() / "spool", run.run_id)
     return {"deleted": [{"run_id": run.run_id, "role": run.role, "name": run.name} for run in deleted]}
 
 
-def _described(run: RunRecord, checkpoints: Path) -> Reaped:
+def _described(run: RunRecord, checkpoints: Path, tracking_uri: str) -> Reaped:
     folder = checkpoints / run.run_id
     found = CheckpointFolder(folder).load() if folder.is_dir() else None
-    command = f"kd-mlflow resume {run.run_id}" if run.role in COMMANDS else ""
+    try:
+        command = f"kd-mlflow resume {command_of_run(tracking_uri, run.run_id)[1]}"
+        command += f" --tracking-uri {redact(tracking_uri)}" if tracking_uri else ""
+    except InputError:
+        command = ""
     return Reaped(run.run_id, run.role, run.name, found[1].epoch if found else 0, command)

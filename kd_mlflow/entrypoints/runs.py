@@ -141,9 +141,10 @@ def command_of_run(tracking_uri: str, run_id: str) -> tuple[str, str]:
     client = connect(tracking_uri)
     run = read_run(client, run_id)
     parent = run.tags.get("mlflow.parentRunId")
-    if run.role == "student" and parent and read_run(client, parent).role == "compare":
+    above = read_run(client, parent).role if run.role == "student" and parent else ""
+    if above == "compare":
         return "compare", parent
-    if run.role not in COMMANDS:
+    if run.role not in COMMANDS or above == "search":
         known = "a trial goes on with its search, and a search with the same command"
         raise InputError(f"Run {run_id} is no teacher, student or comparison that could go on by itself; {known}.")
     return COMMANDS[run.role], run_id

@@ -85,6 +85,8 @@ def search(config: SearchConfig, *, terminal: Terminal | None = None) -> SearchR
     terminal = terminal or Terminal(quiet=True)
     if config.engine == "ray" and not config.workers:
         raise InputError("--engine ray starts the workers; give --workers 1 or more.")
+    if config.workers != 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("Under torchrun a search has one worker: its processes train together; leave out --workers.")
     space, config = resolve_space(config)
     known = known_metrics()
     objectives = parse_objectives(config.objectives, known)

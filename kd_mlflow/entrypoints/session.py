@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from kd_mlflow.config import PlaceOptions
 from kd_mlflow.data.store import Store, prepare
 from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.terminal import Terminal
-from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.client import connect, one_line
 from kd_mlflow.tracking.reaper import reap
 from kd_mlflow.tracking.spool import send_left
 from kd_mlflow.training.device import Precision, resolve_device, resolve_precision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,11 +52,7 @@ class Session:
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
         place = home()
         client = connect(config.tracking_uri)
-        for left in reap(client):
-            terminal.say(f"Run {left.run_id} ({left.role}) was left by a process that is gone; it is KILLED now")
-        for sent in send_left(client, place / "spool"):
-            if not sent.error:
-                terminal.say(f"Sent {sent.points} points of run {sent.run_id} that an earlier command could not send")
+        _mend(client, place, terminal)
         with terminal.preparing(f"Preparing {config.data}") as progress:
             store = prepare(config, place, progress)
         counts = ", ".join(f"{len(index)} {split}" for split, index in store.splits.items())
@@ -79,3 +78,15 @@ class Session:
     def checkpoints(self, run_id: str) -> Path:
         """The folder of a run's checkpoints."""
         return self.checkpoint_root / run_id
+
+
+def _mend(client: Any, place: Path, terminal: Terminal) -> None:
+    """What earlier commands left undone when they were killed; nothing of it may stand in the way of this one."""
+    try:
+        for left in reap(client):
+            terminal.say(f"Run {left.run_id} ({left.role}) was left by a process that is gone; it is KILLED now")
+        for sent in send_left(client, place / "spool"):
+            if not sent.error:
+                terminal.say(f"Sent the curves of run {sent.run_id} ({sent.points} points), which a command left here")
+    except Exception as error:
+        log.warning("What earlier commands left could not be looked at: %s", one_line(error))

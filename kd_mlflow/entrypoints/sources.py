@@ -78,7 +78,7 @@ def _cached(session: Session, recipe: Recipe, live: LiveTeacher) -> CachedTeache
     samples = samples_per_epoch(store, recipe.batch_size) if recipe.devices == 1 else None
 
     def view(chosen, epoch):
-        return training_view(store, config, chosen, seed=recipe.seed, epoch=epoch, device=session.device)
+        return training_view(store, recipe, chosen, seed=recipe.seed, epoch=epoch, device=session.device)
 
     return CachedTeacher(live, folder, places, samples, view)
 

@@ -171,9 +171,19 @@ class SearchStudy:
             trial.set_user_attr("host", platform.node())
             trial.set_user_attr("pid", os.getpid())
             self.storage.record_heartbeat(trial._trial_id)
+            claim = Claim(self, trial, values)
             still_ours()
+            # Last: from here on only this worker gives it back.
             trial.set_user_attr("claimed", worker)
-            return Claim(self, trial, values)
+            return claim
+
+    def give_back(self, worker: str) -> None:
+        """Let others have what this worker claimed and never began."""
+        with self.lock.held():
+            for trial in self.ledger().running:
+                if trial.user_attrs.get("claimed") == worker:
+                    self.storage.set_trial_user_attr(trial._trial_id, "claimed", "")
+                    self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def _queue_one(self) -> bool:
         """See to it that a trial waits: a paused one, one whose worker died, or a new one."""

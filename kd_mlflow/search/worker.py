@@ -77,7 +77,11 @@ class Worker:
         while True:
             if ending := self._ending():
                 return ending
-            claim = self.study.claim(name)
+            try:
+                claim = self.study.claim(name)
+            except KeyboardInterrupt:  # it may be claimed already, and nobody would give signs of life for it
+                self.study.give_back(name)
+                raise
             if claim is None:
                 ledger = self.study.ledger()
                 if ledger.done(self.study.total) or not (ledger.running or ledger.waiting):

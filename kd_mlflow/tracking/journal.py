@@ -45,7 +45,7 @@ class Journal:
         written = 0
         while written < len(whole):
             written += os.pwrite(self._file, whole[written:], self.end + written)
-        os.fdatasync(self._file)
+        getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has only the latter
         self.end += len(whole)
         return self.end
 

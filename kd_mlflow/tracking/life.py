@@ -9,29 +9,42 @@ from pathlib import Path
 
 import psutil
 
-# Between two readings of one process's start, on clocks that are set meanwhile.
-SECONDS = 2.0
-
 
 def process_mark() -> str:
     """This process, told apart from every other one: machine, process number, start; for the tag ``kd.process``."""
-    return f"{_machine()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    return f"{_machine()} {os.getpid()} {_started(os.getpid())}"
 
 
 def is_dead(mark: str) -> bool:
-    """Whether the process of this mark was one of this machine and is gone; False where that cannot be known."""
+    """Whether the process of this mark was one of this machine and is gone; False where that cannot be known.
+
+    After the machine was started again nothing is known of what ran before: another one may have its name.
+    """
     machine, _, rest = mark.partition(" ")
     number, _, started = rest.partition(" ")
-    if machine != _machine() or not number.isdecimal():
+    if machine != _machine() or not number.isdecimal() or not started:
         return False
     try:
-        process = psutil.Process(int(number))
-        same = abs(process.create_time() - float(started)) < SECONDS
-        return not same or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
         return True
-    except (psutil.Error, ValueError):
+    except (OSError, OverflowError):  # it lives, and is somebody else's
         return False
+    now = _started(int(number))
+    return now != "" and now != started
+
+
+def _started(number: int) -> str:
+    """When a process began, on a clock that nobody sets; ``zombie`` for one that is over; empty if unknown."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "zombie" if fields[0] == "Z" else fields[19]
+    except (OSError, IndexError):
+        pass
+    try:
+        return f"{psutil.Process(number).create_time():.0f}"
+    except psutil.Error:
+        return ""
 
 
 @lru_cache

@@ -21,11 +21,12 @@ def reap(client: MlflowClient, *, dry_run: bool = False) -> list[RunRecord]:
     found = [run for run in find_runs(client, tags={}, status="RUNNING") if _is_left(run)]
     if dry_run:
         return found
-    # Somebody may have taken one up meanwhile.
-    left = [run for run in found if _is_left(read_run(client, run.run_id))]
-    for run in left:
-        RunWriter(client, run.run_id).finish("KILLED", REASON)
-    return left
+    ended = []
+    for run in found:
+        if _is_left(read_run(client, run.run_id)):  # somebody may have taken it up meanwhile
+            RunWriter(client, run.run_id).finish("KILLED", REASON)
+            ended.append(run)
+    return ended
 
 
 def delete_runs(client: MlflowClient, run_id: str) -> list[RunRecord]:

@@ -18,12 +18,14 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.tracking import encode
 from kd_mlflow.tracking.client import one_line
 from kd_mlflow.tracking.journal import Journal, records
 
 POINTS_A_BATCH = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+ANSWER_SECONDS = 30.0
 SUFFIX = ".journal"
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,10 @@ class Spool:
         self.client, self.run_id = client, run_id
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(folder / f"{run_id}.lock")
-        self.lock.acquire()
+        try:
+            self.lock.acquire(timeout=ANSWER_SECONDS)
+        except Timeout:
+            raise KdMlflowError(f"The curves of run {run_id} are being written by another process.") from None
         self.journal = Journal(folder / f"{run_id}{SUFFIX}")
         self.sent = 0
         self.error = ""
@@ -53,7 +58,12 @@ class Spool:
 
     def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         """One point of each metric; returns as soon as the local disk has them."""
-        self.journal.append({"metrics": _plain(values), "step": step, "timestamp": timestamp_ms})
+        try:
+            self.journal.append({"metrics": _plain(values), "step": step, "timestamp": timestamp_ms})
+        except OSError as error:
+            raise KdMlflowError(
+                f"{self.journal.path} cannot be written ({error.strerror}); make room and go on with --resume."
+            ) from None
         with self.changed:
             self.changed.notify_all()
 
@@ -64,16 +74,18 @@ class Spool:
 
     def close(self, seconds: float) -> bool:
         """Flush, and stop; a journal that is sent whole is removed. Whether it is."""
-        done = self.flush(seconds)
-        with self.changed:
-            self.over = True
-            self.changed.notify_all()
-        self.thread.join(timeout=5)
-        self.journal.close()
-        if done:
-            self.journal.path.unlink(missing_ok=True)
-            Path(self.lock.lock_file).unlink(missing_ok=True)
-        self.lock.release()
+        done = False
+        try:
+            done = self.flush(seconds)
+        finally:
+            with self.changed:
+                self.over = True
+                self.changed.notify_all()
+            self.thread.join(timeout=5)
+            self.journal.close()
+            if done:
+                _remove(self.journal.path)
+            self.lock.release()
         return done
 
     def _work(self) -> None:
@@ -141,13 +153,24 @@ def send_left(client: MlflowClient, folder: Path) -> list[Sent]:
         try:
             points = sum(len(_points(record)) for _, record in records(journal))
             send(client, run_id, journal)
-            journal.unlink()
-            found.append(Sent(run_id, points))
+            _remove(journal)
+            if points:
+                found.append(Sent(run_id, points))
         except Exception as error:  # each store has exceptions of its own; the next journal may be of another run
             found.append(Sent(run_id, 0, one_line(error)))
         finally:
             lock.release()
     return found
+
+
+def forget(folder: Path, run_id: str) -> None:
+    """Remove what waits for a run that nobody wants any more."""
+    _remove(folder / f"{run_id}{SUFFIX}")
+
+
+def _remove(journal: Path) -> None:
+    journal.unlink(missing_ok=True)
+    journal.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _log(client: MlflowClient, run_id: str, points: list[Metric]) -> None:

@@ -102,7 +102,7 @@ def test_a_run_killed_in_every_role_in_turn_equals_one_that_was_not(undisturbed,
 def test_a_run_id_is_enough_to_go_on_with_its_unfinished_teacher(undisturbed, place, many_photos):
     kill_in_second_epoch(place, many_photos, "teacher")
     runs = {run.data.tags["kd.role"]: run.info.run_id for run in MlflowClient(place.uri).search_runs(["1"])}
-    result = json.loads(place.run("distill", f"--resume={runs['student']}", "--json"))
+    result = json.loads(place.run("resume", runs["student"], "--json"))
     assert (result["run_id"], result["teacher"]["run_id"]) == (runs["student"], runs["teacher"])
     assert weights(place, result) == weights(*undisturbed)
     err = place.run("distill", f"--resume={runs['student']}", code=2)

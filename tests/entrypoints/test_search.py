@@ -164,6 +164,13 @@ def test_a_grid_is_done_once_and_ends(config, place):
     assert found == {(2.0, 0.5), (2.0, 0.7), (4.0, 0.5), (4.0, 0.7)}
 
 
+def test_a_searched_augmentation_is_what_the_trial_sees(config, place):
+    space = "temperature=4 alpha=0.7 learning_rate=0.001 augmentation=none,strong"
+    result = search(config(trials=2, sampler="grid", pruner="none", search=space))
+    losses = {run.params["cfg.augmentation"]: run.metrics["train/loss"] for run in runs_of(place, result.study)}
+    assert len(losses) == len(set(losses.values())) == 2
+
+
 def test_seeds_are_averaged_and_each_has_a_run_below_the_trial(config, place):
     result = search(config(trials=2, seeds=2))
     client = connect(place.uri)

@@ -130,6 +130,23 @@ def test_a_claim_that_was_cut_off_is_taken_up_as_it_is(tmp_path, monkeypatch):
     assert [(trial.number, trial.user_attrs["attempt"]) for trial in study.ledger().trials] == [(0, 1), (1, 1), (2, 1)]
 
 
+@pytest.mark.fault("a signal right after a claim", "the trial is given back at once, under its number")
+def test_a_signal_right_after_a_claim_gives_the_trial_back(tmp_path, monkeypatch):
+    study = opened(tmp_path)
+    claim = SearchStudy.claim
+
+    def interrupted(self, worker):
+        assert claim(self, worker).number == 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SearchStudy, "claim", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Worker(study, lambda claim, check: Outcome([1.0])).run()
+    monkeypatch.undo()
+    assert [trial.state for trial in study.ledger().trials] == [TrialState.WAITING]
+    assert study.claim("next").number == 0
+
+
 def test_an_error_counts_and_three_in_a_row_of_no_trials_fault_end_the_worker(tmp_path):
     study = opened(tmp_path, total=9)
     done = []
