@@ -12,7 +12,7 @@ import pytest
 HEAD = """# Reliability
 
 What is promised when something breaks, and the test that breaks it. `make faults` runs them and writes this page; a
-test of several cases stands in one row. Real processes, servers and files; nothing that fails is played.
+test of several cases stands in one row.
 
 | fault | promise | test | cases | result |
 |---|---|---|---|---|
