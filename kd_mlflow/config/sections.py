@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from kd_mlflow.places import offline_store
 
 SEEDS = 2**32 - 1
 
@@ -40,7 +42,7 @@ class Options(BaseModel):
 
     def recorded(self) -> dict[str, Any]:
         """What may be written down, as plain types: all but the places, whose URLs may hold passwords."""
-        return self.model_dump(mode="json", exclude={"tracking_uri", "storage", "checkpoints"})
+        return self.model_dump(mode="json", exclude={"tracking_uri", "offline", "storage", "checkpoints"})
 
 
 def option(
@@ -298,9 +300,23 @@ class PlaceOptions(Options):
     tracking_uri: str = option(
         "", "MLflow tracking URI; empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.", panel="Run"
     )
+    offline: bool = option(
+        False, "Keep runs on this machine, without a tracking server; `kd-mlflow sync` sends them later.", panel="Run"
+    )
     device: str = option(
         "auto", "auto, cpu, cuda, cuda:N or mps.", panel="Run", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_store(cls, values: Any) -> Any:
+        """Offline is a store of this machine's own, for all that reads the options."""
+        if not (isinstance(values, dict) and values.get("offline") in (True, "true", "True", "1")):
+            return values
+        store = offline_store()
+        if values.get("tracking_uri") not in (None, "", store):
+            raise ValueError("--offline keeps runs on this machine; leave --tracking-uri away.")
+        return {**values, "tracking_uri": store}
 
 
 class RegistryOptions(Options):

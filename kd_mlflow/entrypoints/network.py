@@ -15,7 +15,7 @@ from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.processes import ProcessDied, check_devices, together
-from kd_mlflow.entrypoints.recording import recording
+from kd_mlflow.entrypoints.recording import Recorder
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.sources import cache_sentence, teacher_sources
 from kd_mlflow.errors import GuardError, InputError
@@ -128,12 +128,8 @@ def fit_network(
                 task = training_task(session, recipe, student, teachers, group)
                 for said in filter(None, (_shares(recipe), cache_sentence(session, recipe, task.teachers))):
                     session.terminal.say(said)
-                with (
-                    recording(writer, session.spool) as recorder,
-                    session.terminal.training(_label(recipe)) as lines,
-                    ResourceMeter(session.device) as meter,
-                ):
-                    before, fitted = _fit(task, folder, Several([recorder, lines, *observers]))
+                with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
+                    before, fitted = _fit(task, folder, Several([Recorder(writer), lines, *observers]))
             break
         except ProcessDied as death:
             deaths += 1

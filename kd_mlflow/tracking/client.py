@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from kd_mlflow.errors import InputError
+from kd_mlflow.places import offline_artifacts
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ANSWER_SECONDS = 10.0
@@ -103,7 +104,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name)
+            return client.create_experiment(name, offline_artifacts(client.tracking_uri, name))
         except MlflowException as error:
             # Another process may have created it between the look and the attempt.
             found = client.get_experiment_by_name(name)
@@ -144,7 +145,8 @@ def _check_server(uri: str) -> None:
         )
     except (MlflowException, requests.RequestException):
         raise InputError(
-            f"The tracking server {place} does not answer; start it, or name another with --tracking-uri."
+            f"The tracking server {place} does not answer; start it, name another with --tracking-uri, or give "
+            "--offline: the run is then kept on this machine until `kd-mlflow sync` sends it."
         ) from None
     if answer.status_code in (401, 403):
         raise InputError(

@@ -150,6 +150,7 @@ def _epoch(task: Task, state: TrainingState, forward: Forward, checkpoints: Chec
     # Dropout draws from the global generator: seeded by epoch, a resumed epoch draws the same.
     torch.manual_seed(recipe.seed * 1_000_003 + epoch + task.group.rank * RANK_SEED)
     metrics = train_epoch(task, state, forward, epoch, observer)
+    _check_weights(state.student, epoch, task.group)
     task.group.average_buffers(*{id(one): one for one in (state.student, state.distiller, state.judged)}.values())
     parts = predict_logits(state.judged, task.validation_batches(), task.device, recipe.precision)
     logits, labels, _ = (task.group.rows(part) for part in parts)
@@ -243,6 +244,17 @@ def _joined(parts: Sequence[tuple[float, Step]]) -> Step:
 
 def _rank(metrics: dict[str, float]) -> tuple[float, float]:
     return metrics["val/accuracy"], -metrics["val/loss"]
+
+
+def _check_weights(student: Classifier, epoch: int, group: Group) -> None:
+    """Raise a GuardError for weights that are not finite: no checkpoint ever holds such."""
+    finite = [value.isfinite().all() for value in student.state_dict().values() if value.is_floating_point()]
+    if not bool(torch.stack(finite).all()):
+        group.agreed = True  # all processes have these weights
+        raise GuardError(
+            f"The weights became infinite or not a number at the end of epoch {epoch}, after a loss that was finite. "
+            "Lower --learning-rate, or set --gradient-clip 1."
+        )
 
 
 class _FiniteGuard:
