@@ -36,7 +36,9 @@ EPOCHS = 12
 CURVES = ("train/loss", "val/loss", "val/accuracy")
 TRAINING = ["--image-size", "32", "--batch-size", "8", "--epochs", str(EPOCHS), *QUICK[2:4]]
 SEARCH = ["--final-seeds", "0", "--heartbeat", "2", "--pruner", "none", "--sampler", "grid", "--workers", "2"]
-SPACE = ["--search", "temperature=1,2,4", "--search", "alpha=0.3,0.9"]
+# With the first trial, which has the report's values, nine in all.
+SPACE = ["--search", "temperature=1,4", "--search", "alpha=0.3,0.9", "--search", "learning_rate=0.001,0.01"]
+TRIALS = "9"
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Scene:
     folder: Path
     photos: Path
     postgres: Postgres
+    storage: str
     port: int
     over: threading.Event = field(default_factory=threading.Event)
     faults: Counter[str] = field(default_factory=Counter)
@@ -108,7 +111,7 @@ def student(scene: Scene, seed: int) -> list[str]:
 
 def search(scene: Scene, name: str, storage: str) -> list[str]:
     pair = ["--data", str(scene.photos), *QUICK, "--epochs", str(EPOCHS), "--study", name, "--storage", storage]
-    return ["-m", "kd_mlflow", "search", *pair, *SEARCH, *SPACE, "--trials", "6"]
+    return ["-m", "kd_mlflow", "search", *pair, *SEARCH, *SPACE, "--trials", TRIALS]
 
 
 def commands(scene: Scene) -> None:
@@ -128,7 +131,7 @@ def searches(scene: Scene) -> None:
     """Whole searches, each taken up again until it is complete."""
     number = 0
     while not scene.over.is_set():
-        process = scene.start("search", *search(scene, f"soak{number}", scene.postgres.url))
+        process = scene.start("search", *search(scene, f"soak{number}", scene.storage))
         process.communicate()
         if process.returncode == 0:
             number += 1
@@ -192,7 +195,8 @@ def key(run: RunRecord) -> str:
     if run.role == "control":
         return f"control seed {run.params['cfg.seed']}"
     if run.role == "trial" and "cfg.temperature" in run.params:
-        return f"trial T={float(run.params['cfg.temperature']):g} alpha={float(run.params['cfg.alpha']):g}"
+        values = (float(run.params[f"cfg.{name}"]) for name in ("temperature", "alpha", "learning_rate"))
+        return "trial with temperature {:g}, alpha {:g}, learning rate {:g}".format(*values)
     return ""
 
 
@@ -209,10 +213,20 @@ def judge(scene: Scene, quiet: dict) -> list[str]:
         if run.status != "FINISHED" or not key(run):
             continue
         scene.done[f"finished {run.role} runs compared"] += 1
-        if curves(client, run) != quiet[key(run)]:
-            wrong.append(f"run {run.run_id} ({key(run)}) has other curves than the undisturbed one")
+        if apart := different(curves(client, run), quiet[key(run)]):
+            wrong.append(f"run {run.run_id} ({key(run)}): {apart}")
     left = [path.name for path in (scene.folder / "home" / "spool").glob("*.journal")]
     return wrong + [f"left in the spool: {name}" for name in left]
+
+
+def different(found: dict, expected: dict) -> str:
+    """The first point in which two runs differ; empty if they are equal."""
+    for name in sorted(found.keys() | expected.keys()):
+        here, there = found.get(name, []), expected.get(name, [])
+        if here != there:
+            odd = next(((a, b) for a, b in zip(here, there, strict=False) if a != b), (len(here), len(there)))
+            return f"{name} is {odd[0]}, undisturbed {odd[1]}"
+    return ""
 
 
 def steady_growth(samples: list[dict[str, float]]) -> list[str]:
@@ -238,7 +252,7 @@ def soak(minutes: float, seed: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    scene = Scene(folder, make_photos(folder / "photos", per_class=12), postgres, port)
+    scene = Scene(folder, make_photos(folder / "photos", per_class=12), postgres, postgres.database("optuna"), port)
     try:
         quiet = references(scene)
         scene.serve()
@@ -255,7 +269,7 @@ def soak(minutes: float, seed: int) -> None:
             loop.join()
         steady.send_signal(signal.SIGTERM)
         said = steady.communicate()[0]
-        samples = [json.loads(line) for line in said.splitlines()]
+        samples = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
         scene.done["steady runs"] = len(samples)
         for command in ("sync", "reap"):
             scene.start("command", "-m", "kd_mlflow", command).communicate()

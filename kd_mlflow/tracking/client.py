@@ -55,6 +55,8 @@ def connect(tracking_uri: str = "") -> MlflowClient:
     """
     # MLflow's own progress bars would stand between the lines of whoever calls.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # And the addresses that it prints between the lines of a command's JSON.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
