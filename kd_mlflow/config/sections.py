@@ -17,6 +17,7 @@ Augmentation = Literal["none", "crop", "strong"]
 Stem = Literal["standard", "small"]
 Normalization = Literal["auto", "data", "imagenet"]
 CacheUse = Literal["off", "auto", "on"]
+Switch = Literal["auto", "on", "off"]
 
 
 def _split_names(value: Any) -> Any:
@@ -147,6 +148,13 @@ class TrainingOptions(Options):
     )
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "auto is bfloat16 on GPUs that have it, float32 elsewhere.", panel="Training"
+    )
+    compile: Switch = option(
+        "auto", "torch.compile for the network that learns, where a method needs its logits alone; auto: on GPUs.",
+        panel="Speed",
+    )  # fmt: skip
+    memory_format: Literal["auto", "contiguous", "channels_last"] = option(
+        "auto", "How the network that learns lies in memory; auto: channels_last on GPUs.", panel="Speed"
     )
     seed: int = option(0, "Seed of weights, order and augmentation.", panel="Training", common=True, ge=0, le=SEEDS)
 

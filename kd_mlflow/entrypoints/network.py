@@ -26,6 +26,7 @@ from kd_mlflow.models.taps import Tapped
 from kd_mlflow.models.zoo import build, normalization_for
 from kd_mlflow.tracking.runs import RunWriter
 from kd_mlflow.training.checkpoint import CheckpointFolder, file_sha256
+from kd_mlflow.training.device import resolve_compile, resolve_memory_format
 from kd_mlflow.training.group import Group
 from kd_mlflow.training.loop import Fit, NonFiniteLoss, Task, fit
 from kd_mlflow.training.observer import Observer, Several
@@ -87,6 +88,9 @@ def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers:
     """
     folder = session.checkpoints(writer.run_id)
     models = [teacher.model for teacher in teachers]
+    compiled = resolve_compile(recipe.compile, session.device)
+    layout = resolve_memory_format(recipe.memory_format, session.device)
+    writer.tags({"kd.compile": str(compiled).lower(), "kd.memory_format": str(layout).removeprefix("torch.")})
     writer.start_system_metrics()
     try:
         fitted, distiller, usage = fit_network(session, recipe, writer, models)
