@@ -20,7 +20,7 @@ LABELS = "labels.npy"
 SPLIT_CODES = "splits.npy"
 OFFSETS = "offsets.npy"
 META = "store.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class DamagedStore(Exception):

@@ -71,17 +71,13 @@ def _given(service: str) -> dict[str, str]:
 
 
 class TeamPostgres(Postgres):
-    """A Postgres that docker/postgres/init.sh has prepared, and that asks everyone for a password but its owner."""
+    """A Postgres that asks everyone for a password, as docker/postgres/init.sh has prepared it."""
 
     def __init__(self, secrets: Path) -> None:
-        super().__init__()
-        given = environment(
-            "postgres", {"/run/secrets": str(secrets)}, PGHOST="127.0.0.1", PGPORT=str(self.port), POSTGRES_USER="kd"
-        )
-        subprocess.run([DOCKER / "postgres/init.sh"], check=True, env=given)
-        rules = "host postgres kd 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
-        (self.folder / "data/pg_hba.conf").write_text(rules)
-        self.restart(0)
+        password = (secrets / "postgres_admin").read_text()
+        super().__init__(password, user="postgres")
+        given = environment("postgres", {"/run/secrets": str(secrets)}, PGHOST="127.0.0.1", PGPORT=str(self.port))
+        subprocess.run([DOCKER / "postgres/init.sh"], check=True, env=given | {"PGPASSWORD": password})
 
     def login(self, role: str, database: str) -> str:
         return f"postgresql://{role}@127.0.0.1:{self.port}/{database}"
@@ -124,7 +120,8 @@ class Team:
         )
         self._process([DOCKER / "from-files.sh", DOCKER / "mlflow/serve.sh"], server)
         self.wait(lambda: requests.get(f"{self.url}/health", timeout=5))
-        account = [DOCKER / "from-files.sh", sys.executable, DOCKER / "mlflow/account.py", SETTINGS["KD_ACCOUNT"]]
+        account = [DOCKER / "from-files.sh", sys.executable, DOCKER / "mlflow/account.py"]
+        account += [SETTINGS["KD_ACCOUNT"], self.secrets / "mlflow_account"]
         subprocess.run(account, check=True, env=self._environment("account"), stdout=subprocess.DEVNULL)
         self.proxy = f"https://localhost:{self.proxy_port}" if shutil.which("nginx") else ""
         if self.proxy:

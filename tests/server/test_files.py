@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -103,7 +104,8 @@ def test_secrets_are_those_that_compose_names(tmp_path):
     named = {secret["file"].removeprefix("./secrets/") for secret in COMPOSE["secrets"].values()}
     assert {file.name for file in folder.iterdir()} == named
     for service in SERVICES.values():
-        used = {value.removeprefix("/run/secrets/") for value in service["environment"].values() if "/run/" in value}
+        given = [*service["environment"].values(), *service.get("command", [])]
+        used = {value.removeprefix("/run/secrets/") for value in given if "/run/secrets/" in value}
         assert used == set(service["secrets"])
 
 
@@ -151,6 +153,12 @@ def given(tmp_path, content: str | None) -> subprocess.CompletedProcess[str]:
 def test_a_secret_arrives_as_it_is(tmp_path):
     done = given(tmp_path, """a'b"c $(exit 3) `exit 4` %s\\n""")
     assert done.stdout == """a'b"c $(exit 3) `exit 4` %s\\n False\n"""
+
+
+@pytest.mark.parametrize("script", sorted(DOCKER.rglob("*.sh")), ids=lambda file: file.name)
+def test_scripts_can_be_executed(script):
+    subprocess.run(["sh", "-n", script], check=True)
+    assert os.access(script, os.X_OK)
 
 
 @pytest.mark.fault("the file of a secret is missing or empty", "the service does not start, and says which file")

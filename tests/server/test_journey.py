@@ -16,7 +16,7 @@ from kd_mlflow.tracking.runs import find_runs
 from tests.conftest import TINY, Place, make_place
 from tests.server.stack import COMPOSE, Team
 
-OPTIONS = ["--data", "digits", "--teacher-arch", TINY, "--image-size", "32", "--epochs", "1"]
+OPTIONS = ["--teacher-arch", TINY, "--image-size", "32", "--batch-size", "8", "--epochs", "1", "--json"]
 
 
 @dataclass(frozen=True)
@@ -53,39 +53,40 @@ def study_of(url: str, name: str, search: subprocess.Popen[str]) -> SearchStudy:
     raise TimeoutError(name)
 
 
-def as_in_compose(member: Member, study: str, **places: str) -> list[str]:
+def as_in_compose(study: str, **places: str) -> list[str]:
     """The command of compose.yaml's search-worker, with places of this machine."""
     command = COMPOSE["services"]["search-worker"]["command"]
     return [places.get(word, word.replace("${KD_STUDY}", study)) for word in command]
 
 
 @pytest.mark.slow
-def test_a_team_trains_searches_registers_and_pulls(team, member, tmp_path):
-    done = json.loads(member.run("distill", *OPTIONS, "--student", "resnet18", "--json"))
+def test_a_team_trains_searches_registers_and_pulls(team, member, photos, tmp_path):
+    log = len(team.log.read_bytes())
+    done = json.loads(member.run("distill", "--data", str(photos), *OPTIONS, "--student", "resnet18"))
     client = MlflowClient()
-    first = client.get_model_version_by_alias("digits-student", "champion")
-    assert client.get_run(first.run_id).data.metrics["val/accuracy"] == pytest.approx(
-        done["student"]["val"]["accuracy"]
-    )
+    first = client.get_model_version_by_alias("photos-student", "champion")
+    assert first.run_id == done["student"]["run_id"]
 
     checkpoints = str(tmp_path / "checkpoints")
-    options = ["--study", "team", "--trials", "4", "--final-seeds", "1", "--checkpoints", checkpoints, "--json"]
-    search = member.start("search", *OPTIONS, "--student", TINY, "--workers", "0", *options)
+    options = ["--study", "team", "--trials", "4", "--final-seeds", "1", "--checkpoints", checkpoints]
+    search = member.start("search", "--data", str(photos), *OPTIONS, "--student", TINY, "--workers", "0", *options)
     study = study_of(member.settings["KD_MLFLOW_STORAGE"], "team", search)
-    command = as_in_compose(member, "team", **{"/data": "digits", "/checkpoints": checkpoints})
+    command = as_in_compose("team", **{"/data": str(photos), "/checkpoints": checkpoints})
     workers = [Member(make_place(tmp_path / name).path, member.settings).start(*command) for name in ("one", "two")]
     for process in [*workers, search]:
         out, said = process.communicate(timeout=400)
         assert process.returncode == 0, said
     assert json.loads(out)["trials"]["finished"] == 4
-    assert {trial.user_attrs["pid"] for trial in study.ledger().finished} == {worker.pid for worker in workers}
+    # A slow machine may let one of them do all.
+    assert {trial.user_attrs["pid"] for trial in study.ledger().finished} <= {worker.pid for worker in workers}
     assert len(find_runs(client, tags={"kd.study": "team"}, role="trial")) == 4
 
-    versions = client.search_model_versions("name = 'digits-student'")
-    assert {version.version for version in versions} == {"1", "2"}
-    member.run("pull", "digits-student@champion", "pulled")
+    versions = client.search_model_versions("name = 'photos-student'")
+    assert {int(version.version) for version in versions} == {1, 2}
+    member.run("pull", "photos-student@champion", "pulled")
     assert (member.path / "pulled/model.safetensors").stat().st_size > 0
-    assert "presigned" not in team.log.read_text()
+    # Nothing of it went around the server.
+    assert b"presigned" not in team.log.read_bytes()[log:]
 
 
 @pytest.mark.slow
