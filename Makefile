@@ -7,7 +7,7 @@ export UV_COMPILE_BYTECODE ?= 1
 UV := .make/uv/bin/uv
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: distill install test test-all faults lint format clean
+.PHONY: distill install test test-all faults soak lint format clean
 
 distill: install
 	$(ACTIVATE) && mlflow run . -e distill
@@ -39,6 +39,10 @@ test-all: .venv/.tests-installed lint
 # Everything that breaks something on purpose; writes docs/reliability.md.
 faults: .venv/.tests-installed
 	$(ACTIVATE) && python -m pytest -m fault --reliability docs/reliability.md
+
+# Twenty minutes of small runs and searches while what they need is killed.
+soak: .venv/.tests-installed
+	$(ACTIVATE) && python -m tests.soak
 
 lint: .venv/.tests-installed
 	$(ACTIVATE) && ruff check . && ruff format --check . && lint-imports

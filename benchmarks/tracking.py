@@ -23,7 +23,7 @@ from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training
 from kd_mlflow.data.store import Store, prepare
 from kd_mlflow.distillers.base import Context
 from kd_mlflow.distillers.registry import create
-from kd_mlflow.entrypoints.recording import recording
+from kd_mlflow.entrypoints.recording import Recorder
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.runs import RunWriter
 from kd_mlflow.training.checkpoint import CheckpointFolder
@@ -44,6 +44,7 @@ def tracking(epochs: int, rounds: int, image_size: int, as_json: bool, markdown:
     """Seconds of the same training with tracking off, into sqlite and over HTTP, heartbeats and system metrics on."""
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
+        os.environ["KD_MLFLOW_HOME"] = str(place / "home")
         config = resolve(DistillConfig, {"epochs": epochs, "image_size": image_size, "device": "cpu"})
         store = prepare(config, place / "home")
         with _server(place) as url:
@@ -71,11 +72,12 @@ def _training(config: DistillConfig, store: Store, place: Path, uri: str | None)
             if client is None:
                 _fit(config, store, place, Silent())
                 continue
-            with RunWriter.open(client, role="student", experiment="benchmark", run_name="benchmark") as writer:
+            with RunWriter.open(
+                client, role="student", experiment="benchmark", run_name="benchmark", tags={}
+            ) as writer:
                 writer.params(config.recorded())
                 writer.start_system_metrics()
-                with recording(writer, place / "spool") as recorder:
-                    _fit(config, store, place, recorder)
+                _fit(config, store, place, Recorder(writer))
                 writer.stop_system_metrics()
         return time.perf_counter() - started
 

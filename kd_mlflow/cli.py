@@ -41,6 +41,10 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(message)s")
     # MLflow sets the root logger to ERROR on its way.
     logging.getLogger("kd_mlflow").setLevel(level)
+    if not verbose:
+        # What an outage means is said in a sentence of our own, not once for every attempt.
+        for chatty in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
 class _ConfigCommand(click.RichCommand):
@@ -298,14 +302,17 @@ def resume(run_id: str, tracking_uri: str, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Only say which they are.")
+@click.option(
+    "--silent", default=60, show_default=True, help="Minutes without a word after which a run of another machine ends."
+)
 @_tracking
 @_json
-def reap(dry_run: bool, tracking_uri: str, as_json: bool) -> None:
-    """End the runs of processes of this machine that were killed, and say which can be resumed."""
+def reap(dry_run: bool, silent: int, tracking_uri: str, as_json: bool) -> None:
+    """End the runs of processes that were killed or are silent, and say which can be resumed."""
     from kd_mlflow.entrypoints.reap import reap as run
     from kd_mlflow.entrypoints.show import reaped
 
-    _print(run(tracking_uri, dry_run=dry_run), as_json, reaped)
+    _print(run(tracking_uri, silent_minutes=silent, dry_run=dry_run), as_json, reaped)
 
 
 @cli.command()
@@ -324,7 +331,7 @@ def delete(run_id: str, tracking_uri: str, as_json: bool) -> None:
 @_tracking
 @_json
 def sync(tracking_uri: str, as_json: bool) -> None:
-    """Send curves that an earlier command could not send, because the tracking store was away."""
+    """Send what earlier commands could not, because the tracking store was away, and what was done with --offline."""
     from kd_mlflow.entrypoints.show import synced
     from kd_mlflow.entrypoints.sync import sync as run
 

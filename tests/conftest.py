@@ -108,6 +108,12 @@ def place(tmp_path: Path) -> Place:
     return make_place(tmp_path / "place")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that runs in the tests' own process touches a person's files."""
+    os.environ["KD_MLFLOW_HOME"] = str(tmp_path_factory.mktemp("kd-home"))
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("data") / "photos")

@@ -145,4 +145,9 @@ def test_what_is_written_down_holds_no_place_and_so_no_password():
         checkpoints="ftp://me:hunter2@files.example/kd",
     )
     assert "hunter2" not in to_yaml(config)
-    assert config.recorded().keys() == SearchConfig.model_fields.keys() - {"storage", "tracking_uri", "checkpoints"}
+    assert config.recorded().keys() == SearchConfig.model_fields.keys() - {
+        "storage",
+        "tracking_uri",
+        "offline",
+        "checkpoints",
+    }

@@ -16,6 +16,7 @@ from kd_mlflow.config.sections import (
     Schedule,
     SpeedOptions,
     Stem,
+    Switch,
     TrainingOptions,
 )
 
@@ -55,6 +56,8 @@ class Recipe(Options):
     ema: float
     precision: Literal["float32", "bfloat16"]
     seed: int
+    compile: Switch = "auto"
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     teacher_backend: Literal["eager", "traced", "compiled"] = "eager"
     teacher_cache: CacheUse = "off"
     cache_precision: Literal["float16", "float32"] = "float16"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from kd_mlflow.places import offline_store
 
 SEEDS = 2**32 - 1
 
@@ -15,6 +17,7 @@ Augmentation = Literal["none", "crop", "strong"]
 Stem = Literal["standard", "small"]
 Normalization = Literal["auto", "data", "imagenet"]
 CacheUse = Literal["off", "auto", "on"]
+Switch = Literal["auto", "on", "off"]
 
 
 def _split_names(value: Any) -> Any:
@@ -40,7 +43,7 @@ class Options(BaseModel):
 
     def recorded(self) -> dict[str, Any]:
         """What may be written down, as plain types: all but the places, whose URLs may hold passwords."""
-        return self.model_dump(mode="json", exclude={"tracking_uri", "storage", "checkpoints"})
+        return self.model_dump(mode="json", exclude={"tracking_uri", "offline", "storage", "checkpoints"})
 
 
 def option(
@@ -145,6 +148,13 @@ class TrainingOptions(Options):
     )
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "auto is bfloat16 on GPUs that have it, float32 elsewhere.", panel="Training"
+    )
+    compile: Switch = option(
+        "auto", "torch.compile for the network that learns, where a method needs its logits alone; auto: on GPUs.",
+        panel="Speed",
+    )  # fmt: skip
+    memory_format: Literal["auto", "contiguous", "channels_last"] = option(
+        "auto", "How the network that learns lies in memory; auto: channels_last on GPUs.", panel="Speed"
     )
     seed: int = option(0, "Seed of weights, order and augmentation.", panel="Training", common=True, ge=0, le=SEEDS)
 
@@ -298,9 +308,23 @@ class PlaceOptions(Options):
     tracking_uri: str = option(
         "", "MLflow tracking URI; empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.", panel="Run"
     )
+    offline: bool = option(
+        False, "Keep runs on this machine, without a tracking server; `kd-mlflow sync` sends them later.", panel="Run"
+    )
     device: str = option(
         "auto", "auto, cpu, cuda, cuda:N or mps.", panel="Run", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_store(cls, values: Any) -> Any:
+        """Offline is a store of this machine's own, for all that reads the options."""
+        if not (isinstance(values, dict) and values.get("offline") in (True, "true", "True", "1")):
+            return values
+        store = offline_store()
+        if values.get("tracking_uri") not in (None, "", store):
+            raise ValueError("--offline keeps runs on this machine; leave --tracking-uri away.")
+        return {**values, "tracking_uri": store}
 
 
 class RegistryOptions(Options):

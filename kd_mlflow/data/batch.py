@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
 
@@ -23,6 +24,8 @@ class Batch:
         Further augmentations of the same samples, shaped like ``images``.
     epoch:
         Whose augmentation it is, from 1; 0 without.
+    host_index:
+        ``index`` on the CPU, for whoever looks something up there without waiting for a GPU.
     """
 
     images: Tensor
@@ -30,6 +33,7 @@ class Batch:
     index: Tensor
     others: tuple[Tensor, ...] = ()
     epoch: int = 0
+    host_index: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """The batch in so many parts of nearly equal size, as far as it has samples for them."""
@@ -37,7 +41,15 @@ class Batch:
             return [self]
         sizes = [len(part) for part in self.index.tensor_split(min(parts, len(self.index)))]
         cut = zip(*(one.split(sizes) for one in (self.images, self.labels, self.index, *self.others)), strict=True)
-        return [Batch(images, labels, index, tuple(others), self.epoch) for images, labels, index, *others in cut]
+        hosts = [None] * len(sizes) if self.host_index is None else self.host_index.split(sizes)
+        return [
+            Batch(images, labels, index, tuple(others), self.epoch, host)
+            for (images, labels, index, *others), host in zip(cut, hosts, strict=True)
+        ]
+
+    def places(self) -> np.ndarray:
+        """``index`` as numpy has it ``[B]``."""
+        return (self.index.cpu() if self.host_index is None else self.host_index).numpy()
 
     def view(self, number: int) -> Batch:
         """The same samples under another augmentation; 0 is ``images`` itself."""

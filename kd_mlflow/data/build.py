@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from kd_mlflow.data import manifest
@@ -30,6 +32,7 @@ from kd_mlflow.errors import InputError
 Progress = Callable[[int, int], None]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+HANDFUL = 8
 
 logger = logging.getLogger(__name__)
 
@@ -257,8 +260,9 @@ def _row(source: Source, digests: np.ndarray, place: int, side: int) -> Row | Ba
         image = decode(content, side) if isinstance(content, bytes) else from_array(content, side)
     except BadImage as bad:
         return bad
-    values = image.pixels.reshape(3, -1).astype(np.float64)
-    return Row(image, np.stack([values.sum(axis=1), np.einsum("cp,cp->c", values, values)]))
+    values = image.pixels.astype(np.uint32)
+    squares = np.einsum("chw,chw->ch", values, values).sum(axis=1)
+    return Row(image, np.stack([values.sum(axis=(1, 2)), squares]).astype(np.float64))
 
 
 def _changed(source: Source, place: int) -> InputError:
@@ -275,14 +279,24 @@ def _in_order(work: Callable[[Given], Made], todo: Iterable[Given]) -> Iterator[
     """The results in order, made by all cores, only a few of them ahead of what is taken."""
     # Threads suffice: reading, hashing, decoding and scaling all run outside the interpreter's lock.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ahead: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(cores, thread_name_prefix="prepare") as pool:
+    ahead: deque[Future[list[Made]]] = deque()
+    threads = torch.get_num_threads()
+    # Each worker is a thread of its own: PyTorch's would only stand in their way.
+    with ThreadPoolExecutor(cores, "prepare", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for one in todo:
-                ahead.append(pool.submit(work, one))
-                if len(ahead) > 4 * cores:
-                    yield ahead.popleft().result()
+            for some in _in_hands(todo):
+                ahead.append(pool.submit(lambda some=some: [work(one) for one in some]))
+                if len(ahead) > 2 * cores:
+                    yield from ahead.popleft().result()
             while ahead:
-                yield ahead.popleft().result()
+                yield from ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def _in_hands(todo: Iterable[Given]) -> Iterator[list[Given]]:
+    """A handful at a time, so that handing over costs little."""
+    left = iter(todo)
+    while some := list(islice(left, HANDFUL)):
+        yield some

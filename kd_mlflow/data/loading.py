@@ -93,7 +93,7 @@ def training_view(
         augment(raw.images, index, strong, size=size, seed=seed + VIEW_SEED * view, epoch=epoch)
         for view in range(1, views)
     )
-    return Batch(images, raw.labels, raw.index, others, epoch)
+    return Batch(images, raw.labels, raw.index, others, epoch, index)
 
 
 def evaluation_batches(

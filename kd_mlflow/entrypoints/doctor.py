@@ -14,9 +14,9 @@ import torch
 from kd_mlflow import __version__
 from kd_mlflow.config import PrepareConfig
 from kd_mlflow.data.sources import find_source
-from kd_mlflow.entrypoints.places import home
 from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.measures.gpu import nvml_state
+from kd_mlflow.places import home
 from kd_mlflow.tracking.client import connect, describe_store, redact
 from kd_mlflow.tracking.versions import registered_names
 

@@ -11,11 +11,11 @@ from typing import Any
 from kd_mlflow.config import EvaluateConfig
 from kd_mlflow.entrypoints.judge import Judged, judge_split
 from kd_mlflow.entrypoints.network import Network, load_network
-from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.record import record_evaluation, record_report, record_setup, summary, view_of
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
+from kd_mlflow.places import home
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.registry import pull, resolve, run_model
@@ -115,6 +115,7 @@ def evaluate_network(session: Session, network: Network, splits: Sequence[str], 
             split: judge_split(session, network.model, split, session.config.batch_size) for split in splits
         }
         record_evaluation(session, writer, network, judged, {})
+        writer.settle()
         view = view_of(session.client, writer.run_id)
         record_report(session, writer, own, [view], judged[splits[-1]], [])
     return view

@@ -61,7 +61,7 @@ def fingerprint(recipe: Recipe, dataset_digest: str, teacher_digests: Sequence[s
 
 def request_fingerprint(config: Options, dataset_digest: str) -> str:
     """The identity of what was asked for, known before the teacher is; ``--resume`` looks for it."""
-    placeless = {"device", "experiment", "tracking_uri", "name", "reuse", "register_model"}
+    placeless = {"device", "experiment", "tracking_uri", "offline", "name", "reuse", "register_model"}
     return _hash(config.model_copy(), dataset_digest, exclude=placeless)
 
 

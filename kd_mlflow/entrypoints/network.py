@@ -15,7 +15,7 @@ from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.processes import ProcessDied, check_devices, together
-from kd_mlflow.entrypoints.recording import recording
+from kd_mlflow.entrypoints.recording import Recorder
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.sources import cache_sentence, teacher_sources
 from kd_mlflow.errors import GuardError, InputError
@@ -26,6 +26,7 @@ from kd_mlflow.models.taps import Tapped
 from kd_mlflow.models.zoo import build, normalization_for
 from kd_mlflow.tracking.runs import RunWriter
 from kd_mlflow.training.checkpoint import CheckpointFolder, file_sha256
+from kd_mlflow.training.device import resolve_compile, resolve_memory_format
 from kd_mlflow.training.group import Group
 from kd_mlflow.training.loop import Fit, NonFiniteLoss, Task, fit
 from kd_mlflow.training.observer import Observer, Several
@@ -87,6 +88,9 @@ def train_network(session: Session, recipe: Recipe, writer: RunWriter, teachers:
     """
     folder = session.checkpoints(writer.run_id)
     models = [teacher.model for teacher in teachers]
+    compiled = resolve_compile(recipe.compile, session.device)
+    layout = resolve_memory_format(recipe.memory_format, session.device)
+    writer.tags({"kd.compile": str(compiled).lower(), "kd.memory_format": str(layout).removeprefix("torch.")})
     writer.start_system_metrics()
     try:
         fitted, distiller, usage = fit_network(session, recipe, writer, models)
@@ -128,12 +132,8 @@ def fit_network(
                 task = training_task(session, recipe, student, teachers, group)
                 for said in filter(None, (_shares(recipe), cache_sentence(session, recipe, task.teachers))):
                     session.terminal.say(said)
-                with (
-                    recording(writer, session.spool) as recorder,
-                    session.terminal.training(_label(recipe)) as lines,
-                    ResourceMeter(session.device) as meter,
-                ):
-                    before, fitted = _fit(task, folder, Several([recorder, lines, *observers]))
+                with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
+                    before, fitted = _fit(task, folder, Several([Recorder(writer), lines, *observers]))
             break
         except ProcessDied as death:
             deaths += 1

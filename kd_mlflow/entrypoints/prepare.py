@@ -6,9 +6,9 @@ from typing import Any
 
 from kd_mlflow.config import PrepareConfig
 from kd_mlflow.data.store import prepare
-from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.runs import adopted_run
 from kd_mlflow.entrypoints.terminal import Terminal
+from kd_mlflow.places import home
 
 
 def prepare_data(config: PrepareConfig, terminal: Terminal | None = None) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from kd_mlflow import config as configs
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.store import prepare
 from kd_mlflow.entrypoints.network import training_task
-from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.processes import MEMORY, answers, is_loss, meet, next_job
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.zoo import build
+from kd_mlflow.places import home
 from kd_mlflow.training.checkpoint import EpochRow, Meta
 from kd_mlflow.training.group import Ended, Group
 from kd_mlflow.training.loop import NonFiniteLoss, Task, train

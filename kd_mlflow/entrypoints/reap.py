@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.runs import command_of_run
 from kd_mlflow.errors import InputError
+from kd_mlflow.places import home
 from kd_mlflow.tracking import reaper
 from kd_mlflow.tracking.client import connect, redact
 from kd_mlflow.tracking.records import RunRecord
-from kd_mlflow.tracking.spool import forget
+from kd_mlflow.tracking.spool import forget, send_left
 from kd_mlflow.training.checkpoint import CheckpointFolder
 
 
@@ -36,9 +36,12 @@ class Reaped:
     resume: str
 
 
-def reap(tracking_uri: str = "", *, dry_run: bool = False) -> dict[str, Any]:
-    """Mark every run KILLED whose process was one of this machine and is gone."""
-    found = reaper.reap(connect(tracking_uri), dry_run=dry_run)
+def reap(tracking_uri: str = "", *, silent_minutes: float = 60, dry_run: bool = False) -> dict[str, Any]:
+    """Mark every run KILLED whose process was one of this machine and is gone, or that is silent for so long."""
+    client = connect(tracking_uri)
+    if not dry_run:
+        send_left(client, home() / "spool")  # the end of a run may be among what was not sent
+    found = reaper.reap(client, silence=60 * silent_minutes, dry_run=dry_run)
     place = home() / "checkpoints"
     return {"dry_run": dry_run, "runs": [asdict(_described(run, place, tracking_uri)) for run in found]}
 

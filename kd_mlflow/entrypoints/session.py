@@ -13,8 +13,8 @@ import torch
 
 from kd_mlflow.config import PlaceOptions
 from kd_mlflow.data.store import Store, prepare
-from kd_mlflow.entrypoints.places import home
 from kd_mlflow.entrypoints.terminal import Terminal
+from kd_mlflow.places import home
 from kd_mlflow.tracking.client import connect, one_line
 from kd_mlflow.tracking.reaper import reap
 from kd_mlflow.tracking.spool import send_left
@@ -70,11 +70,6 @@ class Session:
         """The stem of the names in the registry."""
         return getattr(self.config, "name", "") or re.sub(r"[/:@]+", "-", self.store.name)
 
-    @property
-    def spool(self) -> Path:
-        """Where curves wait for the store to take them."""
-        return self.home / "spool"
-
     def checkpoints(self, run_id: str) -> Path:
         """The folder of a run's checkpoints."""
         return self.checkpoint_root / run_id
@@ -83,10 +78,11 @@ class Session:
 def _mend(client: Any, place: Path, terminal: Terminal) -> None:
     """What earlier commands left undone when they were killed; nothing of it may stand in the way of this one."""
     try:
-        for left in reap(client):
-            terminal.say(f"Run {left.run_id} ({left.role}) was left by a process that is gone; it is KILLED now")
+        # In this order: the end of a run may be among what was not sent.
         for sent in send_left(client, place / "spool"):
             if not sent.error:
-                terminal.say(f"Sent the curves of run {sent.run_id} ({sent.points} points), which a command left here")
+                terminal.say(f"Sent what a command had left here of run {sent.run_id} ({sent.records} records)")
+        for left in reap(client):
+            terminal.say(f"Run {left.run_id} ({left.role}) was left by a process that is gone; it is KILLED now")
     except Exception as error:
         log.warning("What earlier commands left could not be looked at: %s", one_line(error))

@@ -216,8 +216,10 @@ def reaped(result: dict[str, Any]) -> str:
 
 def synced(result: dict[str, Any]) -> str:
     """A line a run."""
-    lines = [f"Run {one['run_id']}: {one['points']} points sent" for one in result["sent"]]
+    lines = [f"Run {one['run_id']}: {one['records']} records sent" for one in result["sent"]]
     lines += [f"Run {one['run_id']}: kept. {one['error']}" for one in result["kept"]]
+    lines += [f"Run {one['origin']} ({one['role']}, {one['name']}): sent as {one['run_id']}" for one in result["runs"]]
+    lines += [f"Registered {one['name']} version {one['version']} as {one['alias']}" for one in result["models"]]
     return "\n".join(lines) or "Nothing waits to be sent."
 
 

@@ -33,6 +33,7 @@ def train_student_under(
     writer.tags({"kd.fingerprint": student_fingerprint(session, plan, teachers)})
     trained = train_network(session, plan, writer, networks)
     record_network(session, writer, plan, trained)
+    writer.settle()
     student = view_of(session.client, writer.run_id)
     views = [view for view in (*[teacher.view for teacher in teachers], control, student) if view is not None]
     reconstructed = [RECONSTRUCTION] if trained.evidence == "reconstruction" else []

@@ -65,6 +65,7 @@ def train_role(
         record_setup(session, writer, own)
         trained = train_network(session, plan, writer)
         record_network(session, writer, plan, trained)
+        writer.settle()
         view = view_of(session.client, writer.run_id)
         record_report(session, writer, own, [view], trained.verdict.test, [])
         registered = None

@@ -33,7 +33,7 @@ from kd_mlflow.search.space import Space, report_values
 from kd_mlflow.search.storage import StorageAway
 from kd_mlflow.search.study import SearchStudy
 from kd_mlflow.search.worker import Hopeless, Outcome, Paused
-from kd_mlflow.tracking.runs import RunWriter, find_runs, read_run
+from kd_mlflow.tracking.runs import RunWriter, end_run, find_runs, read_run
 from kd_mlflow.training.checkpoint import EpochRow
 from kd_mlflow.training.observer import Silent
 
@@ -310,7 +310,7 @@ def sweep(session: Session, study: SearchStudy) -> None:
     for run in running:
         dead = run.tags.get("kd.trial") not in alive
         if dead and read_run(session.client, run.run_id).status == "RUNNING":
-            RunWriter(session.client, run.run_id).finish("KILLED", "The worker died; another one does the trial.")
+            end_run(session.client, run.run_id, "KILLED", "The worker died; another one does the trial.")
 
 
 def cache_note(session: Session, config: SearchConfig, space: Space, teachers: Sequence[Classifier]) -> str:

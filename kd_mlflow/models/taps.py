@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -53,7 +53,8 @@ class Tapped:
     """A network together with the taps that a method needs.
 
     Nothing is attached for logits alone. Taps are hooks that are there for the length of a call, so
-    that the network stays what it was; its logits are the same with and without them.
+    that the network stays what it was; its logits are the same with and without them. ``logits`` is another form of
+    the network, which is asked where nothing but logits is needed.
 
     Raises
     ------
@@ -61,12 +62,15 @@ class Tapped:
         The network has no classifier layer or no stages to tap, or rectifies where it cannot be tapped.
     """
 
-    def __init__(self, model: Classifier, needs: frozenset[str]) -> None:
+    def __init__(
+        self, model: Classifier, needs: frozenset[str], logits: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         unknown = needs - NEEDS
         if unknown:
             raise ValueError(f"unknown taps {sorted(unknown)}")
         self.model = model
         self.needs = needs
+        self.logits = logits or model
         self._stages: tuple[Stage, ...] = ()
         name = model.spec.architecture
         if "pooled" in needs and model.head is None:
@@ -95,7 +99,7 @@ class Tapped:
     def __call__(self, images: Tensor) -> Outputs:
         """Outputs for images ``[B, 3, H, W]`` in pixel units."""
         if not self.needs - {"logits"}:
-            return Outputs(self.model(images))
+            return Outputs(self.logits(images))
         head = self.model.head if "pooled" in self.needs else None
         taps = _Taps(head, self._stages, preactivations="preactivations" in self.needs)
         with taps.attached():

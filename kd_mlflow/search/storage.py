@@ -254,6 +254,11 @@ def _creation_lock(url: str) -> Iterator[None]:
 
 
 def _unusable(url: str, error: BaseException) -> InputError:
+    if "compatible with the table schema" in str(error):
+        return InputError(
+            f"The database of {_named(url)} is another Optuna's, or holds the tables of MLflow; give Optuna a database "
+            "of its own."
+        )
     return InputError(f"The storage {_named(url)} cannot be used: {_first_line(error)}")
 
 

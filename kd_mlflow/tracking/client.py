@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from kd_mlflow.errors import InputError
+from kd_mlflow.places import offline_artifacts
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ANSWER_SECONDS = 10.0
@@ -54,6 +55,8 @@ def connect(tracking_uri: str = "") -> MlflowClient:
     """
     # MLflow's own progress bars would stand between the lines of whoever calls.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # And the addresses that it prints between the lines of a command's JSON.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
@@ -103,7 +106,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name)
+            return client.create_experiment(name, offline_artifacts(client.tracking_uri, name))
         except MlflowException as error:
             # Another process may have created it between the look and the attempt.
             found = client.get_experiment_by_name(name)
@@ -144,7 +147,8 @@ def _check_server(uri: str) -> None:
         )
     except (MlflowException, requests.RequestException):
         raise InputError(
-            f"The tracking server {place} does not answer; start it, or name another with --tracking-uri."
+            f"The tracking server {place} does not answer; start it, name another with --tracking-uri, or give "
+            "--offline: the run is then kept on this machine until `kd-mlflow sync` sends it."
         ) from None
     if answer.status_code in (401, 403):
         raise InputError(

@@ -48,6 +48,11 @@ def flat_params(values: Mapping[str, Any], prefix: str = "cfg") -> dict[str, str
     return flat
 
 
+def numbers(values: Mapping[str, float]) -> dict[str, float | str]:
+    """Figures for JSON, which has no words for what is not finite: ``float`` reads those back from text."""
+    return {name: float(value) if math.isfinite(value) else str(float(value)) for name, value in values.items()}
+
+
 def to_json(value: Any, indent: int | None = 2) -> str:
     """JSON as the standard has it: numpy values as numbers and lists, non-finite numbers as null."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False)

@@ -10,6 +10,7 @@ import hashlib
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,17 +61,22 @@ def log_model(
     InputError
         The folder lacks one of the model's files.
     KdMlflowError
-        The files could not be stored; the logged model is then marked FAILED.
+        The files could not be stored; the logged model is then deleted.
     """
-    missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"The model folder {folder} lacks {', '.join(missing)}; write it with save_model.")
+    check_model_folder(folder)
     digests = file_digests(folder)
     found = newest_model(client, run_id)
     if found is None or any(found.tags.get(name) != value for name, value in digests.items()):
         found = _create(client, run_id, folder, classes, image_size, digests)
     _link_metrics(client, run_id, found.model_id, metrics)
     return found.model_id
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise an InputError for a folder that lacks one of a model's files."""
+    missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"The model folder {folder} lacks {', '.join(missing)}; write it with save_model.")
 
 
 def newest_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
@@ -156,7 +162,9 @@ def _create(
         client.log_outputs(run_id, [LoggedModelOutput(created.model_id, step=0)])
         return client.finalize_logged_model(created.model_id, LoggedModelStatus.READY)
     except Exception as error:
-        client.finalize_logged_model(created.model_id, LoggedModelStatus.FAILED)
+        with suppress(Exception):  # where the store is away, too, a model is left that is not READY
+            client.finalize_logged_model(created.model_id, LoggedModelStatus.FAILED)
+            client.delete_logged_model(created.model_id)
         raise KdMlflowError(f"The model of run {run_id} could not be stored: {one_line(error)}") from error
 
 

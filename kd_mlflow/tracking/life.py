@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from functools import lru_cache
 from pathlib import Path
 
 import psutil
+
+# The tag that a living writer sets anew every minute: milliseconds since 1970.
+HEARTBEAT, HEARTBEAT_SECONDS = "kd.heartbeat", 60.0
+
+
+def heartbeat() -> str:
+    """The value of the tag now."""
+    return str(time.time_ns() // 1_000_000)
+
+
+def silent_seconds(mark: str) -> float:
+    """How long ago a heartbeat was; 0 for what is none, since nothing is known then."""
+    return time.time() - int(mark) / 1000 if mark.isdecimal() else 0.0
 
 
 def process_mark() -> str:
@@ -18,7 +32,7 @@ def process_mark() -> str:
 def is_dead(mark: str) -> bool:
     """Whether the process of this mark was one of this machine and is gone; False where that cannot be known.
 
-    After the machine was started again nothing is known of what ran before: another one may have its name.
+    Of what ran before the machine was started again see :func:`is_of_an_earlier_start`.
     """
     machine, _, rest = mark.partition(" ")
     number, _, started = rest.partition(" ")
@@ -32,6 +46,16 @@ def is_dead(mark: str) -> bool:
         return False
     now = _started(int(number))
     return now != "" and now != started
+
+
+def is_of_an_earlier_start(mark: str) -> bool:
+    """Whether the process was one of a machine of this one's name that was started at another time.
+
+    That may be this machine before its power was cut, or another one with the same name.
+    """
+    node, boot, _ = _machine().rsplit("/", 2)
+    its_node, slash, rest = mark.partition(" ")[0].rpartition("/")[0].rpartition("/")
+    return bool(slash) and its_node == node and rest != boot
 
 
 def _started(number: int) -> str:

@@ -25,6 +25,7 @@ from kd_mlflow.tracking.flavor import check_code, file_digests, newest_model
 from kd_mlflow.tracking.versions import (
     CHAMPION,
     ModelVersionInfo,
+    all_versions,
     champion,
     info_of,
     model_or_none,
@@ -32,7 +33,7 @@ from kd_mlflow.tracking.versions import (
     versions_of,
 )
 
-__all__ = ["ModelVersionInfo", "Registered", "champion", "pull", "register", "resolve", "run_model"]
+__all__ = ["ModelVersionInfo", "Registered", "all_versions", "champion", "pull", "register", "resolve", "run_model"]
 
 CHALLENGER = "challenger"
 # Set when a version's place is settled; until then whoever settles another one takes it into account.

@@ -8,24 +8,25 @@ import logging
 import os
 import platform
 import re
+import shutil
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.entities import RunTag
 
-from kd_mlflow.errors import InputError
-from kd_mlflow.tracking import encode, flavor
+from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.places import home
+from kd_mlflow.tracking import encode
 from kd_mlflow.tracking.client import experiment_id, one_line, redact
+from kd_mlflow.tracking.flavor import MODEL_FILES, check_model_folder
 from kd_mlflow.tracking.git import code_state
-from kd_mlflow.tracking.interrupts import uninterrupted
-from kd_mlflow.tracking.life import process_mark
+from kd_mlflow.tracking.life import HEARTBEAT, heartbeat, process_mark
+from kd_mlflow.tracking.monitor import Monitor
 from kd_mlflow.tracking.records import (
     RunRecord,
     download,
@@ -35,6 +36,7 @@ from kd_mlflow.tracking.records import (
     read_json,
     read_run,
 )
+from kd_mlflow.tracking.spool import Spool
 
 __all__ = [
     "RunRecord",
@@ -42,6 +44,7 @@ __all__ = [
     "Status",
     "adopt_run_id",
     "download",
+    "end_run",
     "find_runs",
     "history",
     "read_json",
@@ -50,10 +53,9 @@ __all__ = [
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-METRICS_A_BATCH = 1000
-PARAMS_A_BATCH = 100
 DIGEST_CHARACTERS = 36
-SYSTEM_SECONDS = 2.0
+# How long what is over waits for the store to take it; and what is cut off.
+PATIENCE_SECONDS, ENDING_SECONDS = 900.0, 10.0
 # What MLflow calls a run for which nobody gave a name: an adjective, a noun and a number.
 UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
 
@@ -71,6 +73,9 @@ def adopt_run_id() -> str | None:
 class RunWriter:
     """One run being written. As a context manager it ends the run as the block ends.
 
+    What it is given is on the local disk when a method returns, and goes from there to the store in order
+    (see :mod:`kd_mlflow.tracking.spool`); after :meth:`settle`, and when the run has ended, all of it is there.
+
     The block's normal end makes the run FINISHED, an exception FAILED, an interruption or an exit
     KILLED, each with its reason in the tag ``kd.reason``. A writer that is dropped without an end, or
     still open when the interpreter exits, makes it KILLED; only SIGKILL leaves a run RUNNING.
@@ -82,8 +87,10 @@ class RunWriter:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client = client
         self.run_id = run_id
-        self._monitor: SystemMetricsMonitor | None = None
-        self._unfinished = weakref.finalize(self, _abandon, client, run_id, os.getpid())
+        self.spool = Spool(client, run_id, home() / "spool")
+        self._monitor: Monitor | None = None
+        self._ended = False
+        self._unfinished = weakref.finalize(self, _abandon, self.spool, os.getpid())
 
     @classmethod
     def open(
@@ -114,19 +121,24 @@ class RunWriter:
         ------
         InputError
             There is no run ``run_id``, or it is deleted.
+        KdMlflowError
+            Another process is writing it, or the store went away.
         """
-        own = {"kd.role": role, "kd.process": process_mark(), **tags}
+        own = {"kd.role": role, "kd.process": process_mark(), HEARTBEAT: heartbeat(), **tags}
         if parent_run_id:
             own["mlflow.parentRunId"] = parent_run_id
         if run_id is None:
             source = {"mlflow.source.name": "kd-mlflow", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
-            created = client.create_run(experiment_id(client, experiment), tags=source, run_name=run_name)
+            own = {key: encode.clean(str(value), encode.TAG_CHARACTERS) for key, value in own.items()}
+            created = client.create_run(experiment_id(client, experiment), tags=source | own, run_name=run_name)
             writer = cls(client, created.info.run_id)
         else:
-            _reopen(client, run_id, run_name)
+            _check_open(client, run_id)
             writer = cls(client, run_id)
         try:
-            writer.tags(own)
+            if run_id is not None:
+                writer.settle()  # what an earlier process left, its end among it
+                _reopen(client, run_id, run_name, own)
             writer._code()
         except BaseException as error:
             writer._end(error)
@@ -139,51 +151,31 @@ class RunWriter:
         run = get_run(self.client, self.run_id)
         return self.client.get_experiment(run.info.experiment_id).name
 
-    @uninterrupted()
     def params(self, values: Mapping[str, Any]) -> None:
         """Options as parameters ``cfg.<name>``, nested ones with dots, values cut at 6000 characters.
 
         A parameter cannot change in MLflow: one that the run has already keeps its first value.
         """
-        known = get_run(self.client, self.run_id).data.params
-        new = []
-        for name, value in encode.flat_params(values).items():
-            if name not in known:
-                new.append(Param(name, value))
-            elif known[name] != value:
-                logger.warning("Run %s keeps %s = %s; it is %s now.", self.run_id, name, known[name], value)
-        for first in range(0, len(new), PARAMS_A_BATCH):
-            self.client.log_batch(self.run_id, params=new[first : first + PARAMS_A_BATCH])
+        self.spool.put({"params": encode.flat_params(values)})
 
-    @uninterrupted()
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags, values cut at 8000 characters."""
-        tags = [RunTag(key, encode.clean(str(value), encode.TAG_CHARACTERS)) for key, value in values.items()]
-        for first in range(0, len(tags), PARAMS_A_BATCH):
-            self.client.log_batch(self.run_id, tags=tags[first : first + PARAMS_A_BATCH])
+        self.spool.put({"tags": {key: encode.clean(str(v), encode.TAG_CHARACTERS) for key, v in values.items()}})
 
-    @uninterrupted()
     def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
-        """One point of each metric, in one batch; the same points sent again change nothing.
+        """One point of each metric; the same points given again change nothing.
 
         NaN stays NaN; SQL stores keep an infinity as the largest float, about 1.8e308.
         """
-        points = [Metric(encode.name_of(name), float(value), timestamp_ms, step) for name, value in values.items()]
-        for first in range(0, len(points), METRICS_A_BATCH):
-            self.client.log_batch(self.run_id, metrics=points[first : first + METRICS_A_BATCH])
+        self.spool.metrics(values, step, timestamp_ms)
 
     def final_metrics(self, values: Mapping[str, float]) -> None:
-        """Figures that have no curve; one that the run holds already with this value is not sent again."""
-        known = get_run(self.client, self.run_id).data.metrics
-        new = {name: value for name, value in values.items() if known.get(encode.name_of(name)) != float(value)}
-        self.metrics(new, 0, int(time.time() * 1000))
+        """Figures that have no curve; one that the run holds already with this value is no new point."""
+        self.spool.put({"final": encode.numbers(values), "timestamp": time.time_ns() // 1_000_000})
 
     def text(self, path: str, content: str) -> None:
         """A text artifact."""
-        with TemporaryDirectory() as scratch:
-            file = Path(scratch) / PurePosixPath(path).name
-            file.write_text(content, encoding="utf-8", errors="backslashreplace")
-            self._upload(file, path)
+        self._files({path: content}, {})
 
     def json(self, path: str, obj: Any) -> None:
         """A JSON artifact; numpy values as numbers and lists, non-finite numbers as null."""
@@ -192,19 +184,20 @@ class RunWriter:
     def table(self, path: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table as ``<path>.csv``, safe to open in a spreadsheet, and as ``<path>.json`` for MLflow's view."""
         path = path.removesuffix(".csv").removesuffix(".json")
-        self.text(f"{path}.csv", encode.table_csv(rows))
-        self.text(f"{path}.json", encode.table_json(rows))
-        listed = encode.table_list(get_run(self.client, self.run_id).data.tags, f"{path}.json")
-        self.tags(listed)
+        files = {f"{path}.csv": encode.table_csv(rows), f"{path}.json": encode.table_json(rows)}
+        self._files(files, {"table": f"{path}.json"})
 
     def artifact(self, local: Path, folder: str = "") -> None:
         """A file, or the content of a folder, below ``folder`` of the run's artifacts."""
-        if Path(local).is_dir():
-            self.client.log_artifacts(self.run_id, str(local), folder or None)
-        else:
-            self.client.log_artifact(self.run_id, str(local), folder or None)
 
-    @uninterrupted()
+        def fill(place: Path) -> None:
+            if local.is_dir():
+                shutil.copytree(local, place, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(local, place / local.name)
+
+        self.spool.put_files(fill, {"artifacts": folder})
+
     def dataset(self, name: str, digest: str, profile: Mapping[str, Any], source: str, context: str) -> None:
         """The data as an input of the run, shown in MLflow's dataset column.
 
@@ -217,14 +210,14 @@ class RunWriter:
         context:
             What the run does with it: training, evaluation.
         """
-        entity = Dataset(
-            name=encode.clean(name, 500),
-            digest=digest[:DIGEST_CHARACTERS],
-            source_type="local",
-            source=encode.to_json({"uri": redact(source)}, indent=None),
-            profile=encode.to_json(profile, indent=None),
-        )
-        self.client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+        told = {
+            "name": encode.clean(name, 500),
+            "digest": digest[:DIGEST_CHARACTERS],
+            "source": encode.to_json({"uri": redact(source)}, indent=None),
+            "profile": encode.to_json(profile, indent=None),
+            "context": context,
+        }
+        self.spool.put({"dataset": told})
 
     def environment(self) -> None:
         """Python, platform and every installed distribution with its version, as ``environment.txt``."""
@@ -239,9 +232,22 @@ class RunWriter:
         ]
         self.text("environment.txt", "\n".join([*head, *sorted(installed, key=str.lower)]) + "\n")
 
-    def model(self, folder: Path, classes: Sequence[str], image_size: int, metrics: Mapping[str, float]) -> str:
-        """The model folder as a LoggedModel with its figures and data set; returns its id (``m-…``), READY."""
-        return flavor.log_model(self.client, self.run_id, folder, classes, image_size, metrics)
+    def model(self, folder: Path, classes: Sequence[str], image_size: int, metrics: Mapping[str, float]) -> None:
+        """The model folder as a LoggedModel with its figures and data set, READY once it is in the store.
+
+        Raises
+        ------
+        InputError
+            The folder lacks one of the model's files.
+        """
+        check_model_folder(folder)
+        told = {"classes": list(classes), "image_size": image_size, "metrics": encode.numbers(metrics)}
+
+        def fill(place: Path) -> None:
+            for name in MODEL_FILES:
+                shutil.copyfile(folder / name, place / name)
+
+        self.spool.put_files(fill, {"model": told})
 
     def start_system_metrics(self) -> None:
         """Record processor, memory, disk, network and GPU every two seconds until the run ends.
@@ -251,31 +257,59 @@ class RunWriter:
         if self._monitor is not None:
             return
         try:
-            self._monitor = SystemMetricsMonitor(
-                self.run_id,
-                sampling_interval=SYSTEM_SECONDS,
-                resume_logging=True,
-                tracking_uri=self.client.tracking_uri,
-            )
+            self._monitor = Monitor(self.run_id, self.client.tracking_uri, self.spool)
             self._monitor.start()
         except Exception as error:  # a figure less is no reason to lose the run
             logger.warning("System metrics are not recorded: %s", one_line(error))
             self._monitor = None
 
     def stop_system_metrics(self) -> None:
-        """Stop recording and send what is left."""
+        """Stop recording."""
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.finish()
 
-    @uninterrupted()
+    def settle(self, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until the store has all that was given.
+
+        Raises
+        ------
+        KdMlflowError
+            It stayed away for so long, or refuses; nothing is lost.
+        """
+        if not self.spool.flush(seconds):
+            raise self._away(seconds)
+
     def finish(self, status: Status, reason: str = "") -> None:
-        """End the run; ``reason`` goes into the tag ``kd.reason``."""
+        """End the run; ``reason`` goes into the tag ``kd.reason``.
+
+        Raises
+        ------
+        KdMlflowError
+            The store stayed away from a run that is FINISHED; its end is kept on disk like all that was given.
+        """
         self.stop_system_metrics()
-        if reason:
-            self.tags({"kd.reason": reason})
-        self.client.set_terminated(self.run_id, status)
+        if not self._ended:
+            if reason:
+                self.tags({"kd.reason": reason})
+            self.spool.put({"end": status, "at": time.time_ns() // 1_000_000})
+            self._ended = True
         self._unfinished.detach()
+        seconds = PATIENCE_SECONDS if status == "FINISHED" else ENDING_SECONDS
+        if self.spool.close(seconds):
+            return
+        if status == "FINISHED":
+            raise self._away(seconds)
+        logger.warning("%s", self._away(seconds))
+
+    def _away(self, seconds: float) -> KdMlflowError:
+        if self.spool.refused:
+            return KdMlflowError(f"The store refuses what run {self.run_id} was given: {self.spool.error}")
+        why = f" ({self.spool.error})" if self.spool.error else ""
+        return KdMlflowError(
+            f"The tracking store has not answered for {seconds:.0f} seconds{why}. What run {self.run_id} was given is "
+            "kept on disk: `kd-mlflow sync` sends it, and --resume goes on."
+        )
 
     def __enter__(self) -> RunWriter:
         return self
@@ -300,10 +334,17 @@ class RunWriter:
             except KeyboardInterrupt:  # an impatient second Ctrl-C must not leave the run RUNNING
                 continue
             except Exception as failure:
-                logger.error("Run %s could not be marked %s: %s", self.run_id, status, one_line(failure))
-                self._unfinished.detach()  # trying once more at exit would only wait for the store again
-                return None
+                return self._end_at_once(status, reason, failure)
         return None
+
+    def _end_at_once(self, status: Status, reason: str, failure: Exception) -> None:
+        """Past the local disk, which takes nothing more."""
+        self._unfinished.detach()  # trying once more at exit would only fail again
+        logger.error("%s", one_line(failure))
+        try:
+            end_run(self.client, self.run_id, status, reason)
+        except Exception as error:
+            logger.error("Run %s could not be marked %s: %s", self.run_id, status, one_line(error))
 
     def _code(self) -> None:
         """The commit of this code, whether it was changed since, and how."""
@@ -317,17 +358,32 @@ class RunWriter:
         if state.diff:
             self.text("git.diff", state.diff)
 
-    def _upload(self, file: Path, path: str) -> None:
-        parent = str(PurePosixPath(path).parent)
-        self.client.log_artifact(self.run_id, str(file), None if parent == "." else parent)
+    def _files(self, files: Mapping[str, str], more: Mapping[str, str]) -> None:
+        """Texts by their paths among the artifacts, which have one folder."""
+        folder = str(PurePosixPath(next(iter(files))).parent)
+
+        def fill(place: Path) -> None:
+            for path, content in files.items():
+                (place / PurePosixPath(path).name).write_text(content, encoding="utf-8", errors="backslashreplace")
+
+        self.spool.put_files(fill, {"artifacts": "" if folder == "." else folder, **more})
 
 
-def _reopen(client: MlflowClient, run_id: str, run_name: str) -> None:
-    run = get_run(client, run_id)
-    if run.info.lifecycle_stage == "deleted":
+def end_run(client: MlflowClient, run_id: str, status: Status, reason: str) -> None:
+    """End a run that somebody else wrote and does no more."""
+    client.set_tag(run_id, "kd.reason", reason)
+    client.set_terminated(run_id, status)
+
+
+def _check_open(client: MlflowClient, run_id: str) -> None:
+    if get_run(client, run_id).info.lifecycle_stage == "deleted":
         raise InputError(f"Run {run_id} is deleted; bring it back with `mlflow runs restore --run-id {run_id}`.")
+
+
+def _reopen(client: MlflowClient, run_id: str, run_name: str, tags: Mapping[str, str]) -> None:
+    run = get_run(client, run_id)
     # Before the run is RUNNING again: whoever looks for dead processes shall not find the old one.
-    client.set_tag(run_id, "kd.process", process_mark())
+    client.log_batch(run_id, tags=[RunTag(key, encode.clean(str(v), encode.TAG_CHARACTERS)) for key, v in tags.items()])
     unnamed = not run.info.run_name or UNNAMED.fullmatch(run.info.run_name)
     client.update_run(run_id, status="RUNNING", name=run_name if unnamed else None)
     if "kd.reason" in run.data.tags:
@@ -341,7 +397,8 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _abandon(client: MlflowClient, run_id: str, process: int) -> None:
+def _abandon(spool: Spool, process: int) -> None:
     """End a run whose writer is gone; in the process that opened it, not in a fork of that."""
     if os.getpid() == process:
-        client.set_terminated(run_id, "KILLED")
+        spool.put({"end": "KILLED", "at": time.time_ns() // 1_000_000})
+        spool.close(ENDING_SECONDS)

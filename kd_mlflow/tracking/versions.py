@@ -88,6 +88,12 @@ def versions_of(client: MlflowClient, name: str) -> list[ModelVersionInfo]:
     return [info_of(found) for found in pages]
 
 
+def all_versions(client: MlflowClient) -> list[ModelVersionInfo]:
+    """All versions of all registered models, as they were registered."""
+    names = registered_names(client)
+    return [found for name in names for found in sorted(versions_of(client, name), key=lambda one: one.version)]
+
+
 def registered_names(client: MlflowClient) -> list[str]:
     """The names of all registered models, sorted."""
     return sorted(found.name for found in _pages(lambda token: client.search_registered_models(page_token=token)))

@@ -65,7 +65,12 @@ class Group:
         if self.size == 1:
             return lambda batch, teachers, progress: distiller.step(batch, tapped, teachers, progress)
         # Buffers are averaged once an epoch; some methods leave parameters out of some steps.
-        return DistributedDataParallel(_Step(tapped, distiller), broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(
+            _Step(tapped, distiller),
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )
 
     def without_exchange(self, forward: Forward) -> AbstractContextManager[None]:
         """Gradients of the parts of a batch before its last stay with the process."""

@@ -18,9 +18,10 @@ from kd_mlflow.data.batch import Batch
 from kd_mlflow.distillers.base import Distiller, Progress, Step, TeacherSource
 from kd_mlflow.errors import GuardError
 from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.models.compiled import Compiled
 from kd_mlflow.models.taps import Tapped
 from kd_mlflow.training.checkpoint import Checkpoints, EpochRow
-from kd_mlflow.training.device import autocast
+from kd_mlflow.training.device import autocast, resolve_compile, resolve_memory_format
 from kd_mlflow.training.evaluation import epoch_scores, predict_logits
 from kd_mlflow.training.group import Forward, Group
 from kd_mlflow.training.observer import Observer
@@ -108,6 +109,8 @@ def fit(task: Task, checkpoints: Checkpoints, observer: Observer) -> Fit:
     last = task.distiller.deployed_student(copy.deepcopy(trained)).cpu()
     trained.load_state_dict(checkpoints.best(state.meta))
     best = task.distiller.deployed_student(copy.deepcopy(trained))
+    for network in (best, last, trained):
+        network.to(memory_format=torch.contiguous_format)
     return Fit(best, last, trained, state.meta.best_epoch, tuple(state.meta.history))
 
 
@@ -119,7 +122,8 @@ def train(task: Task, checkpoints: Checkpoints, observer: Observer) -> TrainingS
     Ended
         The leader's training ended before its last epoch.
     """
-    student = _training_student(task).to(task.device)
+    layout = resolve_memory_format(task.recipe.memory_format, task.device)
+    student = _training_student(task).to(task.device, memory_format=layout)
     distiller = task.distiller.to(task.device)
     state = TrainingState.fresh(task.recipe, student, distiller, task.device)
     found = checkpoints.load()
@@ -130,7 +134,8 @@ def train(task: Task, checkpoints: Checkpoints, observer: Observer) -> TrainingS
         observer.on_start(task.recipe.epochs, state.meta.epoch)
         for row in state.meta.history:
             observer.on_epoch(row)
-    forward = task.group.forward(Tapped(student, distiller.needs), distiller)
+    logits = Compiled(student) if resolve_compile(task.recipe.compile, task.device) else None
+    forward = task.group.forward(Tapped(student, distiller.needs, logits), distiller)
     while not state.meta.finished:
         _epoch(task, state, forward, checkpoints, observer)
     return state
@@ -150,6 +155,7 @@ def _epoch(task: Task, state: TrainingState, forward: Forward, checkpoints: Chec
     # Dropout draws from the global generator: seeded by epoch, a resumed epoch draws the same.
     torch.manual_seed(recipe.seed * 1_000_003 + epoch + task.group.rank * RANK_SEED)
     metrics = train_epoch(task, state, forward, epoch, observer)
+    _check_weights(state.student, epoch, task.group)
     task.group.average_buffers(*{id(one): one for one in (state.student, state.distiller, state.judged)}.values())
     parts = predict_logits(state.judged, task.validation_batches(), task.device, recipe.precision)
     logits, labels, _ = (task.group.rows(part) for part in parts)
@@ -163,7 +169,7 @@ def _epoch(task: Task, state: TrainingState, forward: Forward, checkpoints: Chec
     with task.group.led():
         if task.group.leads:
             # The checkpoint comes before the report: what was reported is never taken back by a resume.
-            best = {k: v.detach().cpu().clone() for k, v in state.judged.state_dict().items()} if is_best else None
+            best = state.judged_weights() if is_best else None
             observer.on_checkpoint(checkpoints.save(state.tensors(), best, meta))
             observer.on_epoch(meta.history[-1])
 
@@ -243,6 +249,17 @@ def _joined(parts: Sequence[tuple[float, Step]]) -> Step:
 
 def _rank(metrics: dict[str, float]) -> tuple[float, float]:
     return metrics["val/accuracy"], -metrics["val/loss"]
+
+
+def _check_weights(student: Classifier, epoch: int, group: Group) -> None:
+    """Raise a GuardError for weights that are not finite: no checkpoint ever holds such."""
+    finite = [value.isfinite().all() for value in student.state_dict().values() if value.is_floating_point()]
+    if not bool(torch.stack(finite).all()):
+        group.agreed = True  # all processes have these weights
+        raise GuardError(
+            f"The weights became infinite or not a number at the end of epoch {epoch}, after a loss that was finite. "
+            "Lower --learning-rate, or set --gradient-clip 1."
+        )
 
 
 class _FiniteGuard:

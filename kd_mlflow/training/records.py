@@ -70,7 +70,7 @@ class Codec:
         logits = kept
         if self.classes > WHOLE:
             share = _tensor(records["rest"], device) - np.log(self.classes - KEPT)
-            places = torch.from_numpy(records["places"].astype(np.int64)).to(device)
+            places = _sent(torch.from_numpy(records["places"].astype(np.int64)), device)
             logits = share[:, None].repeat(1, self.classes).scatter(1, places, kept)
         return Outputs(logits, _tensor(records["pooled"], device) if self.pooled else None)
 
@@ -81,4 +81,9 @@ def is_finite(records: np.ndarray) -> bool:
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(device, non_blocking=True)
+    return _sent(torch.from_numpy(values.astype(np.float32)), device)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

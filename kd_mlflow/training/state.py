@@ -38,6 +38,10 @@ class TrainingState:
         """The network that is evaluated and kept: the average if there is one."""
         return self.average.module if self.average is not None else self.student
 
+    def judged_weights(self) -> dict[str, Tensor]:
+        """The weights of the network that is evaluated, as copies on the CPU."""
+        return {k: v.detach().cpu().clone().contiguous() for k, v in self.judged.state_dict().items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, by name, as copies on the CPU that share no memory."""
         parts = {f"{prefix}.{name}": value for prefix, module in self._modules() for name, value in _state(module)}
@@ -59,6 +63,8 @@ class TrainingState:
                     key = full.removeprefix("optimizer.").removesuffix(f".{name}")
                     if "." not in key:
                         # Adam keeps its step count as a float32 scalar; moments live beside the parameter.
+                        if value.shape == parameter.shape:
+                            value = torch.empty_like(parameter).copy_(value)  # laid out as the parameter is
                         state[key] = value.to(parameter.device) if value.dim() or fused else value
             if state:
                 optimizer.state[parameter] = state

@@ -74,7 +74,7 @@ class CachedTeacher:
             self.folder = self.make_folder()
         if batch.epoch != self.epoch:
             self._turn_to(batch.epoch)
-        index = batch.index.cpu().numpy()
+        index = batch.places()
         self.seen += len(index)
         rows = np.searchsorted(self.places, index)
         if self.kept is not None:

@@ -12,7 +12,7 @@ import pytest
 from kd_mlflow.errors import InputError
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.life import is_dead, process_mark
-from kd_mlflow.tracking.reaper import delete_runs
+from kd_mlflow.tracking.reaper import delete_runs, reap
 from kd_mlflow.tracking.runs import RunWriter, find_runs, history, read_run
 from tests.conftest import QUICK
 
@@ -79,3 +79,18 @@ def test_delete_takes_all_below_and_nothing_that_is_being_written(place):
     low.finish("KILLED")
     assert {run.run_id for run in delete_runs(client, top.run_id)} == {top.run_id, middle.run_id, low.run_id}
     assert [run.run_id for run in find_runs(client, tags={})] == [other.run_id]
+
+
+@pytest.mark.fault("the machine's power is cut", "after its start the next command ends the runs it had")
+def test_runs_from_before_the_machine_was_started_again_are_ended(place, monkeypatch):
+    client = connect(place.uri)
+    node, boot, space = process_mark().split(" ")[0].rsplit("/", 2)
+    before = f"{node}/{boot[::-1]}/{space} 1 100"
+    long_ago, now = str(int(time.time() * 1000) - 3_600_000), str(int(time.time() * 1000))
+    cut, silent, far, fresh = (
+        client.create_run("0", tags={"kd.role": "student", "kd.process": mark, "kd.heartbeat": beat}).info.run_id
+        for mark, beat in ((before, long_ago), ("far/b/1 1 1", long_ago), ("far/b/1 1 1", now), (before, now))
+    )
+    assert [run.run_id for run in reap(client)] == [cut]
+    assert [run.run_id for run in reap(client, silence=1800)] == [silent]
+    assert {read_run(client, run_id).status for run_id in (far, fresh)} == {"RUNNING"}

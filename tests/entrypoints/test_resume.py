@@ -73,6 +73,7 @@ def kill_in_second_epoch(place: Place, photos: Path, role: str, resume: bool = F
     "SIGKILL while teacher, control and student train",
     "--resume ends in the same weights, under the same run ids",
 )
+@pytest.mark.slow
 def test_a_run_killed_in_every_role_in_turn_equals_one_that_was_not(undisturbed, place, many_photos):
     client = MlflowClient(place.uri)
     cut = {}

@@ -217,6 +217,7 @@ def test_a_trial_that_fails_counts_and_says_why(config, place):
         assert "The loss became" in run.tags["kd.reason"]
 
 
+@pytest.mark.slow
 def test_the_search_is_the_same_however_often_it_is_stopped(photos, tmp_path):
     """Interrupted in the middle of trials, and taken up by the same command: the same numbers, values, results."""
     options = [*QUICK, "--data", str(photos), "--epochs", "20", "--trials", "6", "--final-seeds", "0", "--study", "one"]
@@ -341,6 +342,7 @@ def test_seeds_that_were_trained_before_are_averaged_with_those_that_were_not(pl
         ("0", "0", True), ("0", "1", False), ("1", "0", True), ("1", "1", False)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_trial_of_several_seeds_goes_on_after_those_it_has(place, photos):
     options = ["--data", str(photos), *QUICK, "--epochs", "30", "--trials", "1", "--final-seeds", "0", "--seeds", "2"]
     process = place.start("search", *options, "--study", "one", "--pruner", "none")

@@ -8,7 +8,7 @@ import pytest
 
 from kd_mlflow.entrypoints.sources import PLACE
 from kd_mlflow.training.checkpoint import file_sha256
-from tests.conftest import SMALL, Place, make_place
+from tests.conftest import QUICK, SMALL, Place, make_place
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,8 @@ def place(tmp_path_factory) -> Place:
     return make_place(tmp_path_factory.mktemp("cached") / "place")
 
 
-def options(photos, *more: str) -> list[str]:
-    return ["--data", str(photos), *SMALL, "--epochs", "2", "--batch-size", "8", *more]
+def options(photos, *more: str, pair: list[str] = QUICK) -> list[str]:
+    return ["--data", str(photos), *pair, "--epochs", "2", "--batch-size", "8", *more]
 
 
 def student(place: Place, *arguments: str) -> str:
@@ -42,8 +42,9 @@ def test_with_full_records_the_student_is_the_same_bit_for_bit(place, photos):
     assert [file.stat().st_mtime_ns for file in sorted((place.home / PLACE).rglob("epoch-*.bin"))] == before
 
 
+@pytest.mark.slow
 def test_a_comparison_asks_the_teacher_once_for_all_methods(place, photos):
-    out = place.run("compare", *options(photos, "--methods", "kd,dkd,fnkd,mlkd", "--seed", "3"), "--json")
+    out = place.run("compare", *options(photos, "--methods", "kd,dkd,fnkd,mlkd", "--seed", "3", pair=SMALL), "--json")
     assert json.loads(out)
     # Logits for kd and dkd, features beside them for fnkd, nothing for mlkd, which shows several views.
     folders = {file.parent for file in (place.home / PLACE).glob("*/epoch-*.bin")}
@@ -52,5 +53,5 @@ def test_a_comparison_asks_the_teacher_once_for_all_methods(place, photos):
 
 
 def test_a_method_that_no_cache_serves_is_refused_in_a_sentence(place, photos):
-    said = place.run("distill", *options(photos, "--method", "at", "--teacher-cache", "on"), code=2)
+    said = place.run("distill", *options(photos, "--method", "at", "--teacher-cache", "on", pair=SMALL), code=2)
     assert "The method 'at' needs maps of the teacher's stages, which no cache holds" in said

@@ -18,7 +18,7 @@ import pytest
 class Postgres:
     """A server with an empty database of its own, in a folder that its user may read."""
 
-    def __init__(self) -> None:
+    def __init__(self, password: str = "", user: str = "kd") -> None:
         if not shutil.which("initdb"):
             pytest.skip("Postgres is not installed")
         self.folder = Path(tempfile.mkdtemp(prefix="kd-postgres-"))
@@ -29,12 +29,18 @@ class Postgres:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._run("initdb", "-D", str(self.folder / "data"), "-U", "kd", "-A", "trust", "--no-sync")
+        self.name, self.password = user, password
+        secret = self.folder / "password"
+        secret.write_text(password or "none")
+        os.chown(secret, owner.pw_uid, owner.pw_gid)
+        way = ["-A", "scram-sha-256", f"--pwfile={secret}"] if password else ["-A", "trust"]
+        self._run("initdb", "-D", str(self.folder / "data"), "-U", user, *way, "--no-sync")
         self.start()
 
     @property
     def url(self) -> str:
-        return f"postgresql://kd@127.0.0.1:{self.port}/postgres"
+        password = f":{self.password}" if self.password else ""
+        return f"postgresql://{self.name}{password}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
@@ -49,6 +55,12 @@ class Postgres:
         self.stop()
         time.sleep(seconds)
         self.start()
+
+    def database(self, name: str) -> str:
+        """The URL of another, empty database."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return self.url.removesuffix("postgres") + name
 
     def rows(self, query: str) -> list[tuple]:
         with psycopg.connect(self.url) as connection:

@@ -37,6 +37,7 @@ def client(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A fresh sqlite store with its artifacts in the test's own folder."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.setenv("KD_MLFLOW_HOME", str(tmp_path / "kd-home"))
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return connect(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -27,6 +27,7 @@ def runs(client: MlflowClient) -> dict[str, str]:
         run.metrics(metrics, step=1, timestamp_ms=1)
         made[name] = run.run_id
         run._unfinished.detach()
+        run.settle()
         if status:
             run.finish(status)
     client.delete_run(made["deleted"])

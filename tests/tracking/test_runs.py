@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from kd_mlflow.errors import InputError
+from kd_mlflow.tracking.journal import Journal
 from kd_mlflow.tracking.runs import RunWriter, adopt_run_id, download, find_runs, history, read_json, read_run
 
 matplotlib.use("agg")
@@ -300,23 +301,24 @@ def test_runs_are_found_by_tags_newest_first_over_all_experiments(client: Mlflow
     assert find_runs(client, tags={"kd.x": "1"}, role="control") == []
 
 
-@pytest.mark.fault("a signal during a write to the store", "the write is whole, then the signal is acted on")
+@pytest.mark.fault("a signal during a write to the record", "the write is whole, then the signal is acted on")
 def test_a_signal_during_a_write_is_acted_on_after_it(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt("SIGTERM")))
-    whole = MlflowClient.log_batch
+    whole = Journal.append
 
-    def interrupted(self: MlflowClient, *arguments: object, **named: object) -> None:
+    def interrupted(self: Journal, record: dict) -> int:
         signal.raise_signal(signal.SIGTERM)
-        whole(self, *arguments, **named)
+        return whole(self, record)
 
     run = open_run(client)
-    monkeypatch.setattr(MlflowClient, "log_batch", interrupted)
+    monkeypatch.setattr(Journal, "append", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             run.metrics({"val/accuracy": 0.5}, 1, 1000)
     finally:
         monkeypatch.undo()
         signal.signal(signal.SIGTERM, before)
+    run.settle()
     assert client.get_run(run.run_id).data.metrics == {"val/accuracy": 0.5}
     run.finish("KILLED")
     assert client.get_run(run.run_id).info.status == "KILLED"

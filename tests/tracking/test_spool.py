@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.runs import RunWriter, download, history, read_json, read_run
 from kd_mlflow.tracking.spool import Spool, send_left
 from tests.conftest import ROOT
+from tests.tracking.helpers import CLASSES, SIZE
 from tests.tracking.test_server import free_port, served
 
 EPOCHS = 12
@@ -74,7 +80,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
     assert points(client, run_id) == []
     (sent,) = send_left(client, tmp_path / "spool")
-    assert (sent.run_id, sent.points, sent.error) == (run_id, 7, "")
+    assert (sent.run_id, sent.records, sent.error) == (run_id, 7, "")
     assert points(client, run_id) == expected(7)
     assert send_left(client, tmp_path / "spool") == []
 
@@ -119,3 +125,146 @@ def test_a_server_that_is_killed_and_comes_back_has_every_point_once(empty_store
     with served(arguments, port, "/health", tmp_path):
         assert spool.close(120)
         assert points(connect(url), run_id) == told
+
+
+def write_all(writer: RunWriter, model: Path, epochs: range) -> None:
+    """A record of every kind."""
+    writer.params({"epochs": 3, "nested": {"temperature": 4.0}})
+    writer.tags({"kd.note": "said"})
+    writer.dataset("photos", "abc", {"train": 10}, "photos/", "training")
+    for epoch, value, moment in expected(epochs.stop - 1)[epochs.start - 1 :]:
+        writer.metrics({"val/loss": value}, epoch, moment)
+    writer.json("evaluation.json", {"classes": list(CLASSES)})
+    writer.table("tables/wrong", [{"path": "a.jpg", "class": "cat"}])
+    writer.final_metrics({"test/accuracy": 0.5})
+    writer.model(model, CLASSES, SIZE, {"test/accuracy": 0.5})
+
+
+def check_all(client: MlflowClient, run_id: str, tmp_path: Path, epochs: int) -> None:
+    """The store holds all of it, once."""
+    run = read_run(client, run_id)
+    assert (run.params["cfg.epochs"], run.params["cfg.nested.temperature"], run.tags["kd.note"]) == ("3", "4.0", "said")
+    assert points(client, run_id) == expected(epochs)
+    assert history(client, run_id)["test/accuracy"] == [(0, 0.5)]
+    assert len(client.get_metric_history(run_id, "test/accuracy")) == 1
+    assert read_json(client, run_id, "evaluation.json") == {"classes": list(CLASSES)}
+    assert download(client, run_id, "tables/wrong.csv", tmp_path / "down").read_text() == "path,class\na.jpg,cat\n"
+    assert json.loads(run.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/wrong.json", "type": "table"}]
+    found = client.get_run(run_id)
+    assert [one.dataset.digest for one in found.inputs.dataset_inputs] == ["abc"]
+    (model,) = found.outputs.model_outputs
+    assert client.get_logged_model(model.model_id).status == "READY"
+
+
+@pytest.mark.fault(
+    "the tracking server dies while every kind of record is written", "the run goes on; all of it is there once"
+)
+def test_a_whole_run_outlives_its_server(empty_store: Path, tmp_path, monkeypatch, trained):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("KD_MLFLOW_HOME", str(tmp_path / "kd-home"))
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    port = free_port()
+    arguments = [
+        "server", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--artifacts-destination", str(tmp_path / "artifacts"),
+    ]  # fmt: skip
+    with served(arguments, port, "/health", tmp_path) as url:
+        client = connect(url)
+        writer = RunWriter.open(client, role="student", experiment="outage", run_name="kd", tags={})
+        writer.settle(60)
+    write_all(writer, trained[0], range(1, 8))
+    with pytest.raises(KdMlflowError, match="kept on disk"):
+        writer.settle(1)
+    with served(arguments, port, "/health", tmp_path):
+        writer.finish("FINISHED")
+        check_all(connect(url), writer.run_id, tmp_path, 7)
+        assert read_run(connect(url), writer.run_id).status == "FINISHED"
+    assert list((tmp_path / "kd-home" / "spool").iterdir()) == []
+
+
+@pytest.mark.fault("SIGKILL before anything of a run was sent", "the next command sends it, its end too")
+def test_what_a_killed_process_left_of_a_whole_run_is_sent(client, tmp_path, trained):
+    script = f"""
+import os, pathlib, signal, sys
+sys.path.insert(0, "{ROOT}")
+from kd_mlflow.tracking import spool
+from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.runs import RunWriter
+from tests.tracking.test_spool import write_all
+def away(*_, **__): raise OSError("away")
+spool.send = away
+writer = RunWriter.open(connect("{client.tracking_uri}"), role="student", experiment="e", run_name="r", tags={{}})
+write_all(writer, pathlib.Path("{trained[0]}"), range(1, 5))
+writer.spool.put({{"end": "FINISHED", "at": 1700000000000}})
+print(writer.run_id, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    run_id = child.stdout.strip()
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert points(client, run_id) == []
+    (sent,) = send_left(client, tmp_path / "kd-home" / "spool")
+    assert (sent.run_id, sent.error) == (run_id, "")
+    check_all(client, run_id, tmp_path, 4)
+    assert (read_run(client, run_id).status, read_run(client, run_id).end_time) == ("FINISHED", 1700000000000)
+    assert list((tmp_path / "kd-home" / "spool").iterdir()) == []
+
+
+def test_what_was_sent_and_not_noted_is_sent_again_without_harm(client, tmp_path, trained):
+    writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
+    write_all(writer, trained[0], range(1, 5))
+    kept = tmp_path / "copy"
+    shutil.copytree(writer.spool.folder, kept)
+    writer.finish("FINISHED")
+    (kept / f"{writer.run_id}.sent").unlink(missing_ok=True)
+    assert all(sent.error == "" for sent in send_left(client, kept))
+    check_all(client, writer.run_id, tmp_path, 4)
+
+
+@pytest.mark.fault("a file that waits is altered", "it is not sent, and the run says why")
+def test_a_file_that_was_altered_while_it_waited_is_not_sent(client, tmp_path):
+    writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
+    kept = tmp_path / "copy"
+    writer.settle(60)
+    writer.text("evaluation.json", "{}")
+    shutil.copytree(writer.spool.folder, kept)
+    writer.finish("FINISHED")
+    (file,) = kept.rglob("evaluation.json")
+    file.write_text("[]")
+    (left,) = send_left(client, kept)
+    assert "are not those that were recorded" in left.error
+    assert file.is_file()
+
+
+@pytest.mark.fault("the store refuses a record for good", "training goes on; the end says what was refused")
+def test_a_refusal_does_not_end_the_training_and_is_said_at_its_end(client):
+    writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
+    writer.settle(60)
+    client.delete_run(writer.run_id)
+    writer.metrics({"val/loss": 1.0}, 1, 1001)
+    writer.metrics({"val/loss": 0.5}, 2, 1002)
+    with pytest.raises(KdMlflowError, match="refuses"):
+        writer.finish("FINISHED")
+
+
+@pytest.mark.fault("what waits takes more room than is allowed", "one sentence; what was given before is kept")
+def test_what_waits_is_bounded_on_disk(client, monkeypatch, tmp_path):
+    writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
+    writer.settle(60)
+    monkeypatch.setenv("KD_MLFLOW_SPOOL_GB", "0.00001")
+    writer.metrics({"val/loss": 1.0}, 1, 1001)
+    with pytest.raises(KdMlflowError, match="KD_MLFLOW_SPOOL_GB"):
+        writer.text("big.txt", "x" * 20_000)
+    writer.finish("KILLED")
+    assert points(client, writer.run_id) == [(1, 1.0, 1001)]
+
+
+def test_a_living_writer_has_a_heartbeat(client, monkeypatch):
+    monkeypatch.setattr("kd_mlflow.tracking.spool.HEARTBEAT_SECONDS", 0.2)
+    with RunWriter.open(client, role="student", experiment="e", run_name="r", tags={}) as writer:
+        first = read_run(client, writer.run_id).tags["kd.heartbeat"]
+        until = time.monotonic() + 30
+        while (now := read_run(client, writer.run_id).tags["kd.heartbeat"]) == first:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert int(now) > int(first)

@@ -13,6 +13,7 @@ from kd_mlflow.config import StudentConfig, recipe, resolve
 from kd_mlflow.data.batch import Batch
 from kd_mlflow.distillers.base import Context
 from kd_mlflow.distillers.registry import create
+from kd_mlflow.errors import GuardError
 from kd_mlflow.models.classifier import ModelSpec
 from kd_mlflow.models.zoo import build
 from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow
@@ -144,6 +145,22 @@ def test_a_non_finite_loss_stops_and_names_the_samples(tmp_path):
     assert (stop.value.epoch, stop.value.step, stop.value.exit_code) == (2, STEPS + 1, 3)
     assert stop.value.samples == list(range(8, 16))
     assert CheckpointFolder(tmp_path).load()[1].epoch == 1
+
+
+@pytest.mark.fault("the last step of an epoch makes the weights infinite", "exit code 3; no checkpoint holds them")
+def test_weights_that_are_not_finite_are_never_kept(tmp_path):
+    def explosive(epoch: int):
+        yield from batches(epoch)
+        if epoch == 2:  # as a step would whose gradient overflows
+            plan.student.head.weight.data[0, 0] = float("inf")
+
+    plan = task(training=explosive)
+    with pytest.raises(GuardError, match="weights became infinite") as stop:
+        fit(plan, CheckpointFolder(tmp_path), Silent())
+    assert (type(stop.value), stop.value.exit_code) == (GuardError, 3)
+    tensors, meta = CheckpointFolder(tmp_path).load()
+    assert meta.epoch == 1
+    assert all(value.isfinite().all() for value in tensors.values() if value.is_floating_point())
 
 
 def test_a_guard_with_a_window_finds_the_same_batch():
