@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import pickle
+import pickle  # nosec B403
 import re
 import zipfile
 from collections.abc import Collection, Mapping
