@@ -7,7 +7,7 @@ export UV_COMPILE_BYTECODE ?= 1
 UV := .make/uv/bin/uv
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: distill install test test-all faults soak lint format clean
+.PHONY: distill install test test-all faults soak style lint format clean
 
 distill: install
 	$(ACTIVATE) && mlflow run . -e distill
@@ -30,10 +30,10 @@ $(UV):
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .make/uv uv
 	@touch $@
 
-test: .venv/.tests-installed lint
+test: .venv/.tests-installed style
 	$(ACTIVATE) && python -m pytest
 
-test-all: .venv/.tests-installed lint
+test-all: .venv/.tests-installed style
 	$(ACTIVATE) && python -m pytest -m "slow or not slow"
 
 # Everything that breaks something on purpose; writes docs/reliability.md.
@@ -44,8 +44,12 @@ faults: .venv/.tests-installed
 soak: .venv/.tests-installed
 	$(ACTIVATE) && python -m tests.soak
 
-lint: .venv/.tests-installed
-	$(ACTIVATE) && ruff check . && ruff format --check . && lint-imports
+style: .venv/.tests-installed
+	$(ACTIVATE) && ruff check . && ruff format --check . && lint-imports && bandit --quiet --recursive kd_mlflow -c pyproject.toml
+
+# Also asks whether what is installed is known to be vulnerable, which changes from day to day: no test hangs on it.
+lint: style
+	$(ACTIVATE) && pip-audit --skip-editable --progress-spinner off
 
 format: .venv/.tests-installed
 	$(ACTIVATE) && ruff check --fix . && ruff format .

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import rich_click as click
 
 from kd_mlflow import __version__
-from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.errors import InputError, KdMlflowError, harmless
 
 if TYPE_CHECKING:
     from kd_mlflow.entrypoints.terminal import Terminal
@@ -463,5 +463,5 @@ def _join(rank: int) -> None:
 
 
 def _fail(sentence: str, code: int) -> int:
-    click.echo(f"kd-mlflow: {sentence}", err=True)
+    click.echo(f"kd-mlflow: {harmless(sentence)}", err=True)
     return code

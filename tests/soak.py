@@ -35,7 +35,19 @@ SEEDS = 4
 EPOCHS = 12
 CURVES = ("train/loss", "val/loss", "val/accuracy")
 TRAINING = ["--image-size", "32", "--batch-size", "8", "--epochs", str(EPOCHS), *QUICK[2:4]]
-SEARCH = ["--final-seeds", "0", "--heartbeat", "2", "--pruner", "none", "--sampler", "grid", "--workers", "2"]
+SEARCH = [
+    "--final-seeds",
+    "0",
+    "--heartbeat",
+    "2",
+    "--pruner",
+    "none",
+    "--sampler",
+    "grid",
+    "--workers",
+    "2",
+    "--no-reuse",
+]
 # With the first trial, which has the report's values, nine in all.
 SPACE = ["--search", "temperature=1,4", "--search", "alpha=0.3,0.9", "--search", "learning_rate=0.001,0.01"]
 TRIALS = "9"

@@ -16,6 +16,7 @@ from kd_mlflow.config.commands import (
     TeacherConfig,
     WorkerConfig,
 )
+from kd_mlflow.config.files import read_mapping
 from kd_mlflow.config.recipe import Recipe, recipe
 from kd_mlflow.config.resolve import preset_names, resolve, to_yaml
 from kd_mlflow.config.sections import (
@@ -45,6 +46,7 @@ __all__ = [
     "TeacherConfig",
     "WorkerConfig",
     "preset_names",
+    "read_mapping",
     "recipe",
     "resolve",
     "to_yaml",

@@ -9,9 +9,11 @@ import yaml
 from pydantic import ValidationError
 
 from kd_mlflow.config.commands import COMMANDS, EvaluateConfig
+from kd_mlflow.config.files import read_mapping
 from kd_mlflow.config.sections import Options
 from kd_mlflow.errors import InputError
 
+SHOWN = 100
 OF_A_METHOD = ("temperature", "alpha", "method_options")
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -43,7 +45,7 @@ def resolve(
     known = {name for command in COMMANDS.values() for name in command.model_fields}
     for name in {**from_preset, **from_file}:
         if name not in known:
-            raise InputError(f"'{name}' in {file or preset} is not an option of any command.")
+            raise InputError(f"{name!r} in {str(file or preset)!r} is not an option of any command.")
     merged = _over(_over(from_preset, from_file), {name: given[name] for name in ("method",) if name in given})
     if "methods" in model.model_fields and "methods" not in from_file:
         merged["method_options"] = _by_method(merged)
@@ -64,8 +66,11 @@ def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 def _by_method(merged: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What a preset or a file of `distill` says of its one method, as `compare` takes it."""
     own = {name: merged[name] for name in ("temperature", "alpha") if merged.get(name) is not None}
-    own = {**own, **(merged.get("method_options") or {})}
-    return {merged.get("method", "kd"): own} if own else {}
+    more, method = merged.get("method_options") or {}, merged.get("method", "kd")
+    if not (isinstance(more, dict) and isinstance(method, str)):
+        raise InputError("--method must be a name, and method-options must hold option names with values.")
+    own = {**own, **more}
+    return {method: own} if own else {}
 
 
 def to_yaml(config: Options) -> str:
@@ -84,18 +89,13 @@ def _preset_path(name: str) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"Cannot read the configuration {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold option names with values, one a line.")
-    return {str(name).replace("-", "_"): value for name, value in content.items()}
+    return {name.replace("-", "_"): value for name, value in read_mapping(path, "configuration").items()}
 
 
 def _sentence(error: ValidationError) -> str:
     parts = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"]).replace("_", "-")
-        parts.append(f"--{name}: {item['msg']} (got {item['input']!r})")
-    return "; ".join(parts) + "."
+        got = repr(item["input"])
+        parts.append(f"--{name}: {item['msg']} (got {got if len(got) <= SHOWN else got[:SHOWN] + '…'})")
+    return " ".join("; ".join(parts).split()) + "."

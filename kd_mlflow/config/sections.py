@@ -413,7 +413,8 @@ class StudyOptions(Options):
     )
     checkpoints: str = option(
         "",
-        "Folder or URL that all workers reach, where a trial's checkpoints lie; empty: KD_MLFLOW_HOME.",
+        "Folder or URL that all workers reach, where a trial's checkpoints lie; empty: KD_MLFLOW_CHECKPOINTS, else "
+        "KD_MLFLOW_HOME.",
         panel="Search",
     )
 

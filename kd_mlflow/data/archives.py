@@ -7,10 +7,13 @@ import hashlib
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from kd_mlflow.data.images import MAX_BYTES, too_many_bytes
-from kd_mlflow.data.layout import Arrangement, Entry, arrange, is_clutter
+from kd_mlflow.data.layout import MAX_DEPTH, Arrangement, Entry, arrange, is_clutter
 from kd_mlflow.errors import InputError
+
+SHOWN = 300
 
 
 class TarSource:
@@ -63,19 +66,22 @@ class TarSource:
     def _members(self) -> Iterator[tarfile.TarInfo]:
         try:
             size = self.path.stat().st_size
-            with tarfile.open(self.path, "r:") as archive:
+            with self.path.open("rb") as file, tarfile.open(fileobj=_Bounded(file, size), mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # it keeps every member it has seen otherwise
-                    if member.isreg() and member.offset_data + member.size > size:
+                    if member.isreg() and not 0 <= member.size <= size - member.offset_data:
                         raise tarfile.ReadError("unexpected end of data")
+                    if archive.offset <= member.offset:
+                        raise tarfile.ReadError("a header leads back")
                     yield member
         except OSError as error:
             raise InputError(f"{str(self.path)!r} cannot be read: {error.strerror or error}.") from None
-        except (tarfile.TarError, EOFError) as error:
+        except Exception as error:  # a forged header leads the reader to any of them
             if _is_compressed(self.path):
                 raise InputError(f"{str(self.path)!r} is compressed; unpack it and name the folder, or make it a plain "
                                  ".tar.") from None  # fmt: skip
-            raise InputError(f"{str(self.path)!r} is not a complete .tar ({error}); make or fetch it again.") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{str(self.path)!r} is not a complete .tar ({reason}); make or fetch it again.") from None
 
     def _checked(self, member: tarfile.TarInfo) -> tuple[str, ...]:
         """The parts of a member's path.
@@ -97,10 +103,29 @@ class TarSource:
             wrong = "is neither a file nor a folder"
         elif member.issparse():
             wrong = "is a sparse file"
+        elif len(path.parts) > MAX_DEPTH:
+            wrong = f"lies more than {MAX_DEPTH} folders deep"
         if wrong:
-            where = f"The member {member.name!r} of {str(self.path)!r}"
+            where = f"The member {member.name[:SHOWN]!r} of {str(self.path)!r}"
             raise InputError(f"{where} {wrong}; make the archive again without it.")
         return path.parts
+
+
+class _Bounded:
+    """A file from which no more is asked than it has: a header may claim any size, and memory is taken for it."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.file = file
+        self.size = size
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(max(0, min(count, self.size - self.file.tell())))
+
+    def seek(self, place: int) -> int:
+        return self.file.seek(place)
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 def _is_compressed(path: Path) -> bool:

@@ -250,16 +250,25 @@ def _row(source: Source, digests: np.ndarray, place: int, side: int) -> Row | Ba
         return BadImage(problem)
     try:
         content = source.read(place)
-        if content_digest(content) != digests[place].tobytes():
-            return BadImage("changed while it was being read")
-        image = decode(content, side) if isinstance(content, bytes) else from_array(content, side)
     except OSError as error:
+        if digests[place].any():
+            raise _changed(source, place) from None
         return BadImage(f"cannot be read: {error.strerror or error}")
+    if content_digest(content) != digests[place].tobytes():
+        raise _changed(source, place)
+    try:
+        image = decode(content, side) if isinstance(content, bytes) else from_array(content, side)
     except BadImage as bad:
         return bad
     values = image.pixels.astype(np.uint32)
     squares = np.einsum("chw,chw->ch", values, values).sum(axis=1)
     return Row(image, np.stack([values.sum(axis=(1, 2)), squares]).astype(np.float64))
+
+
+def _changed(source: Source, place: int) -> InputError:
+    """The store is named by what was surveyed: it must not lack what only went away for a moment."""
+    path = source.arrangement().items[place].path
+    return InputError(f"{path!r} of {source.name!r} was changed or removed while it was being prepared; start again.")
 
 
 def _declared(items: list[Item]) -> np.ndarray:

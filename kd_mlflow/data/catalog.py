@@ -60,7 +60,7 @@ class CatalogSource:
                 if self.name == "imagenette":
                     return _imagenette(self.downloads), None
                 return _arrays(self.name, self.downloads)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError, AssertionError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"The data set {self.name} is not in {str(self.downloads)!r} and could not be downloaded ({reason}); "

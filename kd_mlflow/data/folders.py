@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_mlflow.data.images import MAX_BYTES, too_many_bytes
-from kd_mlflow.data.layout import Arrangement, Entry, arrange, is_clutter
+from kd_mlflow.data.images import MAX_BYTES, read_file, too_many_bytes
+from kd_mlflow.data.layout import MAX_DEPTH, Arrangement, Entry, arrange, is_clutter
 from kd_mlflow.errors import InputError
 
 
@@ -42,8 +42,10 @@ class FolderSource:
         return self._arranged
 
     def read(self, place: int) -> bytes:
-        """The bytes of an item's file."""
-        return (self.root / self._arranged.items[place].entry.path).read_bytes()
+        """The bytes of an item's file, which may have become another one since it was listed."""
+        path = self._arranged.items[place].entry.path
+        self._real(self.root / path, path)
+        return read_file(self.root / path)
 
     @functools.cached_property
     def _arranged(self) -> Arrangement:
@@ -67,7 +69,9 @@ class FolderSource:
             if is_clutter(one.name):
                 continue
             path = f"{below}/{one.name}" if below else one.name
-            real = self._real(one, path) if one.is_symlink() else one.path
+            if path.count("/") >= MAX_DEPTH:
+                raise InputError(f"{path!r} in {str(self.root)!r} lies more than {MAX_DEPTH} folders deep; move it up.")
+            real = self._real(Path(one.path), path) if one.is_symlink() else one.path
             if _is_folder(one):
                 target = os.path.realpath(one.path)
                 if target in above:
@@ -81,9 +85,9 @@ class FolderSource:
             except OSError:
                 yield path, os.stat(one.path, follow_symlinks=False)
 
-    def _real(self, one: os.DirEntry[str], path: str) -> str:
-        real = os.path.realpath(one.path)
-        if os.path.commonpath((real, os.path.realpath(self.root))) != os.path.realpath(self.root):
+    def _real(self, one: Path, path: str) -> str:
+        real, root = os.path.realpath(one), os.path.realpath(self.root)
+        if os.path.commonpath((real, root)) != root:
             raise InputError(f"The link {path!r} leads out of the folder {str(self.root)!r}; copy what it points to "
                              "into the folder, or remove it.")  # fmt: skip
         return real

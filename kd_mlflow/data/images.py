@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +67,28 @@ def read_image(source: Path | bytes, side: int) -> np.ndarray:
     if isinstance(source, bytes):
         return decode(source, side).pixels
     try:
-        if source.stat().st_size > MAX_BYTES:
-            raise BadImage(too_many_bytes(source.stat().st_size))
-        data = source.read_bytes()
+        data = read_file(source)
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror or error}") from None
     return decode(data, side).pixels
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a plain file, whatever stood there when its folder was listed.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, is a pipe or a device, which could keep one waiting for ever, or is absurdly large.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a regular file")
+        data = file.read(min(status.st_size, MAX_BYTES) + 1)
+    if len(data) > MAX_BYTES:
+        raise OSError(too_many_bytes(status.st_size))
+    return data
 
 
 def too_many_bytes(size: int) -> str:

@@ -14,6 +14,7 @@ SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
+MAX_DEPTH = 64
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 

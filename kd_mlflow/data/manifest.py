@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from kd_mlflow.data.layout import SPLITS
 
 IMAGES = "images.u8"
 MANIFEST = "manifest.jsonl"
 LABELS = "labels.npy"
 SPLIT_CODES = "splits.npy"
 OFFSETS = "offsets.npy"
+FILES = {IMAGES, MANIFEST, LABELS, SPLIT_CODES, OFFSETS}
 META = "store.json"
 FORMAT = 2
 
@@ -82,10 +88,14 @@ def read_meta(folder: Path) -> Meta:
             raise DamagedStore(f"{META} was altered")
         content["marks"] = {name: FileMark(**mark) for name, mark in content["marks"].items()}
         meta = Meta(**content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        fits = _fits(meta)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedStore(f"{META} cannot be read: {error}") from None
+    if not fits:
+        raise DamagedStore(f"{META} does not describe a store")
     for name, mark in meta.marks.items():
         _check(folder / name, mark)
+    _check_rows(folder, meta)
     return meta
 
 
@@ -93,6 +103,38 @@ def mark_file(path: Path, sha256: str | None = None) -> FileMark:
     """The mark of a finished file, hashed here unless the writer did so on the way."""
     status = path.stat()
     return FileMark(status.st_size, sha256 or _sha256(path), status.st_mtime_ns)
+
+
+def _fits(meta: Meta) -> bool:
+    """Whether the figures can be those of a store: who maps its files into memory relies on them."""
+    whole = (meta.image_size, meta.side, meta.count, meta.files, *(mark.size for mark in meta.marks.values()))
+    texts = (meta.key, meta.digest, *meta.classes, *meta.warnings, *(text for one in meta.bad for text in one))
+    return (
+        set(meta.marks) == FILES
+        and all(type(number) is int and number >= 0 for number in whole)
+        and all(type(mark.mtime_ns) is int and type(mark.sha256) is str for mark in meta.marks.values())
+        and meta.marks[IMAGES].size == meta.count * 3 * meta.side**2
+        and all(type(text) is str for text in texts)
+        and all(len(one) == 2 for one in meta.bad)
+        and all(len(three) == 3 and all(math.isfinite(one) for one in three) for three in (meta.mean, meta.std))
+    )
+
+
+def _check_rows(folder: Path, meta: Meta) -> None:
+    """Whether the arrays have a number a row, and name no class or split that there is not."""
+    limits = {LABELS: len(meta.classes), SPLIT_CODES: len(SPLITS), OFFSETS: meta.marks[MANIFEST].size + 1}
+    for name, limit in limits.items():
+        try:
+            numbers = np.load(folder / name, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DamagedStore(f"{name} cannot be read: {error}") from None
+        rows = meta.count + (name == OFFSETS)
+        if (
+            numbers.shape != (rows,)
+            or numbers.dtype.kind != "i"
+            or (rows and not 0 <= numbers.min() <= numbers.max() < limit)
+        ):
+            raise DamagedStore(f"{name} does not fit {META}")
 
 
 def _check(path: Path, mark: FileMark) -> None:

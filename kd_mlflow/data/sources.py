@@ -53,13 +53,13 @@ def find_source(options: DataOptions, home: Path) -> Source:
     """
     if options.data in CATALOG:
         return CatalogSource(options.data, home / "downloads")
-    path = Path(options.data).expanduser()
     try:
+        path = Path(options.data).expanduser()
         if path.is_dir():
             return FolderSource(path.resolve())
         if path.is_file():
             return TarSource(path.resolve())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--data {options.data!r} cannot be read: {error}") from None
     names = ", ".join(CATALOG)
     raise InputError(f"--data {options.data!r} is neither a folder nor a .tar, nor one of {names}; check the path.")

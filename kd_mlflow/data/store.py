@@ -141,7 +141,7 @@ def _known(stores: Path, pointer: Path) -> tuple[Meta | None, tuple[str, ...]]:
     try:
         content = json.loads(pointer.read_text(encoding="ascii"))
         return _usable(stores / content["key"]), tuple(content["warnings"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None, ()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,19 @@ from fsspec.core import url_to_fs
 
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
+from kd_mlflow.tracking.client import one_line, redact
 from kd_mlflow.training.observer import Observer, Silent
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS_VARIABLE = "KD_MLFLOW_CHECKPOINTS"
 PATTERNS = ("checkpoint-*", "best-*")
 FINGERPRINT = "fingerprint"
+
+
+def checkpoint_place(asked: str) -> str:
+    """The folder or URL that was asked for, or that of KD_MLFLOW_CHECKPOINTS; empty for none."""
+    return asked or os.environ.get(CHECKPOINTS_VARIABLE, "")
 
 
 @dataclass
@@ -36,13 +45,14 @@ class Checkpoints:
 
     @classmethod
     def open(cls, session: Session, place: str) -> Checkpoints:
-        """For ``--checkpoints``; a plain folder becomes the session's own.
+        """For ``--checkpoints``, else KD_MLFLOW_CHECKPOINTS; a plain folder becomes the session's own.
 
         Raises
         ------
         InputError
             The place cannot be reached or written to.
         """
+        place = checkpoint_place(place)
         if not place:
             return cls(session)
         try:
@@ -53,7 +63,7 @@ class Checkpoints:
             folder = Path(place).expanduser().resolve()
             folder.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"--checkpoints {place} cannot be used: {error}") from None
+            raise InputError(f"--checkpoints {redact(place)} cannot be used: {one_line(error)}") from None
         session.checkpoint_root = folder
         return cls(session)
 
@@ -107,7 +117,8 @@ class Checkpoints:
         elif self.remote and not _files(own):
             files, path = self.remote
             for name in self._sizes(f"{path}/{run_id}"):
-                files.get_file(name, str(own / Path(name).name))
+                if _is_own(Path(name).name):
+                    files.get_file(name, str(own / Path(name).name))
 
     def _sizes(self, folder: str) -> dict[str, int]:
         files = self.remote[0]
@@ -126,7 +137,12 @@ class _Mirror(Silent):
         try:
             self.checkpoints.send(self.run_id)
         except Exception as error:
-            log.warning("The checkpoint %s could not be copied to --checkpoints: %s", path.name, error)
+            log.warning("The checkpoint %s could not be copied to --checkpoints: %s", path.name, one_line(error))
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file of that name is one that a worker leaves; nothing else of a shared place is taken."""
+    return name == FINGERPRINT or any(fnmatch(name, pattern) for pattern in PATTERNS)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -62,7 +62,7 @@ def export_model(model: str, file: Path, kind: str | None, tracking_uri: str = "
         raise InputError(f"The format of {file} is not clear; name it .onnx or .pt2, or give --format.")
     file.parent.mkdir(parents=True, exist_ok=True)
     with _folder_of(model, tracking_uri) as folder:
-        network = load_model(folder).eval()
+        network = load_model(folder, own=folder != Path(model)).eval()
         difference = (export_onnx if kind == "onnx" else export_pt2)(network, file)
     result = {"file": str(file), "format": kind, "bytes": file.stat().st_size, "max_difference": difference}
     with adopted_run(tracking_uri, "export", f"export {kind}") as writer:

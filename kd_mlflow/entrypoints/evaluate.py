@@ -84,7 +84,7 @@ def find_network(client: Any, asked: str) -> Network:
     if re.fullmatch(r"[0-9a-f]{32}", asked):
         return network_of_run(client, asked)
     if Path(asked).is_dir():
-        return load_network(Path(asked))
+        return load_network(Path(asked), own=False)
     raise InputError(f"{asked} is no registered model (models:/NAME@ALIAS), run id or model folder.")
 
 

@@ -230,9 +230,9 @@ def _unknown(usage: Usage, reason: str) -> Usage:
     return Usage({}, dict.fromkeys([*usage.metrics, *usage.missing], reason))
 
 
-def load_network(folder: Path) -> Network:
-    """A network that was written to a folder earlier."""
-    return Network(load_model(folder), read_run_id(folder), folder, file_sha256(folder / "model.safetensors"))
+def load_network(folder: Path, *, own: bool = True) -> Network:
+    """A network that was written to a folder earlier, by a run of this person's or (not ``own``) by anybody."""
+    return Network(load_model(folder, own=own), read_run_id(folder), folder, file_sha256(folder / "model.safetensors"))
 
 
 def _fit(task: Task, folder: CheckpointFolder, observer: Several) -> tuple[int, Fit]:

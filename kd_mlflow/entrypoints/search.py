@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from kd_mlflow.config import SearchConfig
 from kd_mlflow.distillers.registry import method_class
-from kd_mlflow.entrypoints.checkpoints import Checkpoints
+from kd_mlflow.entrypoints.checkpoints import Checkpoints, checkpoint_place
 from kd_mlflow.entrypoints.finals import Finals, train_finals
 from kd_mlflow.entrypoints.launch import Launch, render_kubernetes, render_slurm
 from kd_mlflow.entrypoints.network import check
@@ -184,7 +184,7 @@ def launch_file(config: SearchConfig, scheduler: str) -> str:
         study=config.study or find_study(config).name,
         storage=storage_url(config.storage, config.tracking_uri),
         tracking_uri=config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""),
-        checkpoints=config.checkpoints,
+        checkpoints=checkpoint_place(config.checkpoints),
         data=absolute(config.data),
         workers=config.workers,
     )

@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
+from kd_mlflow.errors import harmless
+
 COMPARED = {
     "val/accuracy": "accuracy, validation",
     "test/accuracy": "accuracy, test",
@@ -232,7 +234,7 @@ def _grid(header: list[str], rows: list[list[str]], title: str | None = None) ->
     for name in header:
         grid.add_column(name, overflow="fold")
     for row in rows:
-        grid.add_row(*[Text(str(cell)) for cell in row], *[""] * (len(header) - len(row)))
+        grid.add_row(*[Text(harmless(str(cell))) for cell in row], *[""] * (len(header) - len(row)))
     return grid
 
 

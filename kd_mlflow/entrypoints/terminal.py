@@ -8,6 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kd_mlflow.errors import harmless
 from kd_mlflow.training.checkpoint import EpochRow
 from kd_mlflow.training.observer import Silent
 
@@ -21,11 +22,11 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(harmless(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One line that should not be missed."""
-        self.console.print(f"Warning: {text}", style="yellow", soft_wrap=True)
+        self.console.print(f"Warning: {harmless(text)}", style="yellow", soft_wrap=True)
 
     def training(self, label: str) -> EpochLines:
         """An observer that shows one training."""

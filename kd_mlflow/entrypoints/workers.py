@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from kd_mlflow.config import SearchConfig
+from kd_mlflow.entrypoints.checkpoints import CHECKPOINTS_VARIABLE, checkpoint_place
 from kd_mlflow.entrypoints.parent import STOP_WITH
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
@@ -94,14 +95,13 @@ class LocalWorkers:
 def start_workers(session: Session, study: SearchStudy, config: SearchConfig) -> Workers:
     """Start what --workers and --engine ask for; GPUs are dealt out in turn, processor cores shared."""
     common = ["--study", study.name, "--data", absolute(config.data)]
-    if config.checkpoints:
-        common += ["--checkpoints", config.checkpoints]
     gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
     command = [sys.executable, "-m", "kd_mlflow", "search-worker", *common]
     # Through the environment and not the command line, which every user of the machine can read.
     environment = {
         "KD_MLFLOW_STORAGE": study.url,
         "MLFLOW_TRACKING_URI": absolute_sqlite(session.client.tracking_uri),
+        CHECKPOINTS_VARIABLE: checkpoint_place(config.checkpoints),
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, config.workers * config.devices))),
     }
     if config.engine == "ray":

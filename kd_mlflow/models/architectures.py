@@ -122,8 +122,30 @@ def import_timm(name: str) -> Any:
         raise InputError(f"'{name}' needs the package timm; install it with: pip install timm.") from None
 
 
+def require_installed(name: str) -> None:
+    """Refuse an architecture whose code would be found in the working directory alone.
+
+    Raises
+    ------
+    InputError
+        With what to do where that code is one's own.
+    """
+    if not is_factory(name):
+        return
+    module = _foreign_module(name)
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise InputError(
+            f"The model is built by '{name}', code that did not come with this package; where you trust it, install "
+            "it or put its folder on the PYTHONPATH."
+        ) from None
+    except Exception as error:
+        raise _import_error(name, error) from error
+
+
 def _from_factory(name: str, count: int) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
+    module_name, attribute = _foreign_module(name), name.partition(":")[2]
     with working_directory_importable():
         try:
             module = importlib.import_module(module_name)
@@ -132,6 +154,8 @@ def _from_factory(name: str, count: int) -> nn.Module:
                 f"The architecture '{name}' needs the Python module '{error.name}', which is not there; start in the "
                 "folder that holds it, or install it."
             ) from error
+        except Exception as error:
+            raise _import_error(name, error) from error
         factory = getattr(module, attribute, None)
         if not callable(factory):
             raise InputError(f"The module '{module_name}' has no function '{attribute}' that could make '{name}'.")
@@ -144,13 +168,28 @@ def _from_factory(name: str, count: int) -> nn.Module:
     return body
 
 
+def _foreign_module(name: str) -> str:
+    """The module of ``module:factory``; merely to import one of Python's own may start things."""
+    module = name.partition(":")[0]
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise InputError(f"'{name}' is a part of Python itself and makes no network.")
+    return module
+
+
+def _import_error(name: str, error: Exception) -> InputError:
+    return InputError(f"The module of '{name}' cannot be imported ({type(error).__name__}: {error}).")
+
+
 @contextmanager
 def working_directory_importable() -> Iterator[None]:
-    """A console script does not have the working directory on the path, `python -m` has."""
+    """A console script does not have the working directory on the path, `python -m` has.
+
+    It comes last: a file that lies there shall not take the place of a package that is installed.
+    """
     here = str(Path.cwd())
     added = here not in sys.path and "" not in sys.path
     if added:
-        sys.path.insert(0, here)
+        sys.path.append(here)
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from kd_mlflow.errors import InputError
+from kd_mlflow.models.architectures import require_installed
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.zoo import build
 
@@ -73,11 +74,22 @@ def save_model(
         _sync(folder.parent)
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu", verify: bool = True) -> Classifier:
+def load_model(
+    folder: str | Path, device: str | torch.device = "cpu", verify: bool = True, *, own: bool = False
+) -> Classifier:
     """A trainable network out of a folder that ``kd-mlflow pull`` or a run wrote.
 
     Nothing in the folder is executed: the recipe is JSON, the weights are safetensors. Only an
     architecture ``module:factory`` imports code, the person's own.
+
+    Parameters
+    ----------
+    verify:
+        Hold the files against their digests.
+    own:
+        The folder comes from the person's own runs or registry: its ``module:factory`` may lie in the working
+        directory. That of a stranger's folder must be installed or on the PYTHONPATH, lest a file that came along
+        with it be run.
 
     >>> import kd_mlflow
     >>> model = kd_mlflow.load_model("student/")                       # doctest: +SKIP
@@ -92,8 +104,12 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", verify: b
     description = read_description(folder)
     if verify:
         _verify(folder, description)
+    shapes = _shapes(folder / WEIGHTS)
+    if not own:
+        require_installed(description.spec.architecture)
+    _check_shapes(folder / WEIGHTS, shapes, description.spec)
     model = build(description.spec, seed=0)
-    _check_header(folder / WEIGHTS, model)
+    _compare(folder / WEIGHTS, shapes, model)
     model.load_state_dict(load_file(folder / WEIGHTS))
     model.run_id = description.run_id
     return model.to(device)
@@ -180,17 +196,38 @@ def _verify(folder: Path, description: Description) -> None:
             raise InputError(f"{file} does not match its digest; it was altered or cut off. Pull the model again.")
 
 
-def _check_header(file: Path, model: Classifier) -> None:
-    """Hold names and shapes in the file's header against the network before anything is allocated."""
-    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Names and shapes out of the file's header; the tensors stay where they are."""
     try:
         with safe_open(file, framework="pt") as content:
-            found = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
+            return {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} cannot be read as weights: {error}.") from None
-    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def _check_shapes(file: Path, shapes: dict[str, list[int]], spec: ModelSpec) -> None:
+    """Refuse a description that the weights do not bear out before a network of its size takes memory.
+
+    The network is built without memory where its architecture can be; where not, some matrix must have a row or a
+    column a class.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = build(spec)
+    except InputError:
+        skeleton = None
+    if skeleton is not None:
+        _compare(file, shapes, skeleton)
+    elif not any(len(shape) > 1 and len(spec.classes) in shape for shape in shapes.values()):
+        raise InputError(f"{file} does not fit {spec.architecture}: nothing in it has {len(spec.classes)} classes.")
+
+
+def _compare(file: Path, shapes: dict[str, list[int]], model: Classifier) -> None:
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    differing = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if differing:
-        raise InputError(f"{file} does not fit {model.spec.architecture}: {', '.join(differing[:3])} differ.")
+        names = ", ".join(name if name.isprintable() else repr(name) for name in differing[:3])
+        raise InputError(f"{file} does not fit {model.spec.architecture}: {names} differ.")
 
 
 def _sha256(file: Path) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, Field(gt=-10, lt=10, allow_inf_nan=False)]
 Spread = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+# Each has a row in the last layer: a description of a few bytes must not ask for all memory.
+MAX_CLASSES = 2**17
 Exits = Literal["none", "final", "soft", "hard", "exit1", "exit2", "exit3"]
 
 
@@ -46,8 +48,8 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: str = Field(min_length=1, max_length=300)
-    classes: tuple[str, ...] = Field(min_length=1)
-    image_size: int = Field(ge=1, le=4096)
+    classes: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
+    image_size: int = Field(ge=1, le=1024)
     mean: tuple[Share, Share, Share]
     std: tuple[Spread, Spread, Spread]
     stem: Stem = "standard"

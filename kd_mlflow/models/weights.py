@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import pickle
+import pickle  # nosec B403
 import re
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
@@ -12,7 +13,6 @@ from urllib.parse import urlparse
 import safetensors.torch
 import torch
 import torchvision
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kd_mlflow.errors import InputError
@@ -51,6 +51,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise InputError(f"The weights file {path} holds no tensors; save model.state_dict() to it.")
+    odd = [name for name, value in state.items() if not _is_plain(value)]
+    if odd:
+        raise InputError(f"The weights file {path} holds no plain tensor under {odd[0]!r}; save dense CPU tensors.")
     return state
 
 
@@ -145,7 +148,8 @@ def load_weights(
 
 def _some(what: str, names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(names[:3])}{more}; " if names else ""
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:3])
+    return f"{what} {shown}{more}; " if names else ""
 
 
 def _without_prefixes(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
@@ -162,7 +166,12 @@ def _inside(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+
+
 def _read_pickled(path: Path) -> object:
+    _require_stored(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -172,14 +181,31 @@ def _read_pickled(path: Path) -> object:
         ) from None
     except Exception as error:
         # A damaged file can break the reader in any way.
-        raise InputError(f"The weights file {path} cannot be read ({error}); write it again.") from error
+        raise InputError(f"The weights file {path} cannot be read ({_first_line(error)}); write it again.") from error
+
+
+def _require_stored(path: Path) -> None:
+    """PyTorch stores its archives as they are: a compressed one may unpack to a thousand times its size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry for entry in archive.infolist() if entry.file_size > entry.compress_size]
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return
+    if packed:
+        raise InputError(
+            f"The weights file {path} is a compressed archive, which PyTorch never writes; write it again."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _read_safetensors(path: Path) -> object:
     try:
         return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"The weights file {path} cannot be read ({error}); write it again.") from error
+    except Exception as error:
+        raise InputError(f"The weights file {path} cannot be read ({_first_line(error)}); write it again.") from error
 
 
 def _file_name(url: str) -> str:

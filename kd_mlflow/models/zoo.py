@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,10 +153,14 @@ def _stored_normalization(path: Path) -> tuple[Triple, Triple] | None:
         with safe_open(path, framework="pt") as file:
             if not {"mean", "std"} <= set(file.keys()):
                 return None
-            mean, std = file.get_tensor("mean"), file.get_tensor("std")
-    except SafetensorError:
+            shapes = [file.get_slice(name).get_shape() for name in ("mean", "std")]
+            if shapes != [[1, 3, 1, 1]] * 2:
+                return None
+            mean, std = (_triple(file.get_tensor(name).flatten().tolist()) for name in ("mean", "std"))
+    except (SafetensorError, OSError, TypeError):
         return None
-    return (_triple(mean.flatten().tolist()), _triple(std.flatten().tolist())) if mean.numel() == 3 else None
+    known = all(math.isfinite(value) for value in (*mean, *std)) and min(std) > 0
+    return (mean, std) if known else None
 
 
 def _triple(values: Sequence[float]) -> Triple:

@@ -49,7 +49,7 @@ COST = {
     "training_energy_j": ("energy of the training, J", "{:.0f}"),
 }
 NOT_MEASURED = "not measured"
-FORMULA = re.compile(r"^[=+\-@\t\r]")
+FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠]|^[\t\r\n]")
 # A figure, or a difference with its interval: a sign in front makes neither a formula.
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( \([+−][\d.]+ … [+−][\d.]+\))?$")
 

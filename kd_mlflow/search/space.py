@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -19,7 +19,7 @@ from optuna.distributions import (
 from optuna.trial import Trial
 from pydantic import ValidationError
 
-from kd_mlflow.config import DistillConfig, SearchConfig
+from kd_mlflow.config import DistillConfig, SearchConfig, read_mapping
 from kd_mlflow.distillers.names import method_names
 from kd_mlflow.distillers.registry import method_class, method_options, takes_common
 from kd_mlflow.errors import InputError
@@ -34,6 +34,8 @@ SEARCHED = (
     *("trunk_factor", "dropout", "squeeze_excitation", "stem", "augmentation", "flip", "crop_min_scale"),
 )
 GRID_POINTS = 5
+# As many as a study may have trials.
+MAX_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,15 @@ class Space:
         return {name: value for name, value in values.items() if name in own and not own[name].holds(value)}
 
     def grid(self, method: str) -> list[dict[str, Any]]:
-        """Every point of the grid, each once."""
+        """Every point of the grid, each once.
+
+        Raises
+        ------
+        InputError
+            There are more than a study may have trials.
+        """
+        if self._grid_size(method) > MAX_POINTS:
+            raise InputError(f"The grid has more than {MAX_POINTS} points; give fewer with points= or step=.")
         methods = next((one.grid() for one in self.parameters if one.name == "method"), [None])
         points = []
         for chosen in methods:
@@ -145,6 +155,14 @@ class Space:
                 for values in product(*[one.grid() for one in own])
             ]
         return points
+
+    def _grid_size(self, method: str) -> int:
+        """How many points the grid has, no parameter counted that belongs to another method."""
+        methods = next((one.choices for one in self.parameters if one.name == "method"), (method,))
+        return sum(
+            math.prod(len(one.grid()) for one in self.parameters if one.name != "method" and _applies(one, chosen))
+            for chosen in methods
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain types."""
@@ -222,13 +240,12 @@ def _name(name: str) -> str:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"Cannot read the space {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not content:
+    content = read_mapping(path, "space")
+    if not content:
         raise InputError(f"{path} must hold parameters with their ranges, one a line: temperature: [1, 2, 4].")
-    return {str(name): spec for name, spec in content.items()}
+    if odd := next((name for name in content if not name.isprintable()), None):
+        raise InputError(f"{odd!r} in {path} is no name of a parameter.")
+    return content
 
 
 def _methods(spec: Any, config: SearchConfig) -> tuple[str, ...]:
@@ -274,13 +291,15 @@ def _from_mapping(name: str, content: dict[str, Any], kind: type, method: str) -
     low, high = (_typed(name, content[key], kind) for key in ("low", "high"))
     step = content.get("step")
     step = None if step is None else _typed(name, step, kind)
-    log, points = bool(content.get("log", False)), _typed(name, content.get("points", GRID_POINTS), int)
+    log, points = _typed(name, content.get("log", False), bool), _typed(name, content.get("points", GRID_POINTS), int)
     if not low < high:
         raise InputError(f"The range of {name} must go up: {low:g} is not below {high:g}.")
     if log and low <= 0:
         raise InputError(f"The range of {name} is logarithmic and cannot begin at {low:g}.")
     if step is not None and (log or step <= 0 or points < 1):
         raise InputError(f"The range of {name}: a step must be above 0 and does not go with log.")
+    if max(points, (high - low) / step if step else 0) > MAX_POINTS:
+        raise InputError(f"The range of {name} has more than {MAX_POINTS} points; take a larger step.")
     return Parameter(name, kind.__name__, low, high, log, step, points=max(points, 1), method=method)
 
 

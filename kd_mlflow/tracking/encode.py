@@ -17,6 +17,7 @@ from kd_mlflow.tracking.client import redact
 
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
+FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠]|^[\t\r\n]")
 
 
 def clean(text: str, limit: int) -> str:
@@ -81,7 +82,7 @@ def table_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, (dict, list)):
         value = to_json(value, indent=None)
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if isinstance(value, str) and FORMULA.match(value):
         return "'" + value
     return "" if value is None else value
 

@@ -9,13 +9,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
+from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.exceptions import MlflowException
 
 from kd_mlflow.errors import InputError
+from kd_mlflow.models.artifact import DESCRIPTION_BYTES
 from kd_mlflow.tracking.client import one_line
 from kd_mlflow.tracking.flavor import DIGEST, MODEL_FILES, file_digests
 
@@ -85,6 +86,7 @@ def _download(client: MlflowClient, location: str, folder: Path, what: str) -> N
     while names:
         name = names.pop()
         try:
+            _check_size(client, f"{location.rstrip('/')}/data", name, folder)
             download_artifacts(
                 artifact_uri=f"{location.rstrip('/')}/data/{name}",
                 dst_path=str(folder),
@@ -96,14 +98,32 @@ def _download(client: MlflowClient, location: str, folder: Path, what: str) -> N
             names += _named_files(folder, what)
 
 
+def _check_size(client: MlflowClient, data: str, name: str, folder: Path) -> None:
+    """Refuse a file that is larger than a description may be, or than the disk has room for.
+
+    Raises
+    ------
+    OSError
+        With both figures.
+    """
+    listed = list_artifacts(artifact_uri=data, tracking_uri=client.tracking_uri)
+    size = next((one.file_size or 0 for one in listed if PurePosixPath(one.path).name == name), 0)
+    room = DESCRIPTION_BYTES if name == "model.json" else shutil.disk_usage(folder).free
+    if size > room:
+        raise OSError(f"it has {size / 1e6:.0f} MB, and there is room for {room / 1e6:.0f} MB")
+
+
 def _named_files(folder: Path, what: str) -> dict[str, str]:
     try:
-        digests = dict(json.loads((folder / "model.json").read_text(encoding="utf-8"))["digests"])
-    except (OSError, ValueError, KeyError, TypeError):
+        digests = json.loads((folder / "model.json").read_text(encoding="utf-8"))["digests"]
+        if not all(isinstance(digest, str) for digest in digests.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{what} has a model.json that kd-mlflow did not write.") from None
     strange = sorted(set(digests) - set(MODEL_FILES[1:]))
     if strange or "model.safetensors" not in digests:
-        raise InputError(f"{what} has a model.json that names other files than a model's: {', '.join(strange)}.")
+        named = ", ".join(map(repr, strange[:5])) or "none"
+        raise InputError(f"{what} has a model.json that names other files than a model's: {named}.")
     return digests
 
 

@@ -87,11 +87,30 @@ def newest_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
     return max(ready, key=lambda model: model.creation_timestamp, default=None)
 
 
+def check_code(copy: Path) -> None:
+    """Refuse a stored copy whose code is not what :func:`write_flavor` writes: MLflow runs it to load the model.
+
+    Raises
+    ------
+    InputError
+        Names what differs.
+    """
+    module, source = _loader()
+    try:
+        flavors = yaml.safe_load((copy / "MLmodel").read_text(encoding="utf-8"))["flavors"]
+        python, network = flavors["python_function"], flavors["pytorch"]
+        leads = (python["loader_module"], python["data"], python["code"], network["model_data"], network["code"])
+        files = [str(file.relative_to(copy)) for file in copy.rglob("*.py")]
+        same = (copy / "code" / f"{module}.py").read_bytes() == source
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, RecursionError):
+        raise InputError("the stored model has no description that can be read.") from None
+    if leads != (module, "data", "code", "data", None) or files != [f"code/{module}.py"] or not same:
+        raise InputError("the stored model carries other code than was written; it was altered in the store.")
+
+
 def write_flavor(target: Path, folder: Path, description: Model) -> None:
     """A model folder in MLflow's layout, to which ``description`` then leads."""
-    source = Path(loader.__file__).read_bytes()
-    # Named by its content: one process may load two models that carry different loaders.
-    module = f"kd_mlflow_loader_{hashlib.sha256(source).hexdigest()[:12]}"
+    module, source = _loader()
     for part in ("data", "code"):
         (target / part).mkdir(parents=True)
     for name in MODEL_FILES:
@@ -108,6 +127,13 @@ def write_flavor(target: Path, folder: Path, description: Model) -> None:
         python_env="python_env.yaml",
     )
     description.save(str(target / "MLmodel"))
+
+
+def _loader() -> tuple[str, bytes]:
+    """The name and the source of the module that answers for a model."""
+    source = Path(loader.__file__).read_bytes()
+    # Named by its content: one process may load two models that carry different loaders.
+    return f"kd_mlflow_loader_{hashlib.sha256(source).hexdigest()[:12]}", source
 
 
 def _create(

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.tracking.client import one_line
 from kd_mlflow.tracking.fetch import fetch, verify
-from kd_mlflow.tracking.flavor import file_digests, newest_model
+from kd_mlflow.tracking.flavor import check_code, file_digests, newest_model
 from kd_mlflow.tracking.versions import (
     CHAMPION,
     ModelVersionInfo,
@@ -137,6 +137,7 @@ def _downloaded(client: MlflowClient, model: LoggedModel, scratch: Path) -> Path
 def _check_copy(copy: Path, digests: Mapping[str, str], images: np.ndarray, logits: np.ndarray) -> None:
     try:
         verify(copy / "data", digests, "the stored model")
+        check_code(copy)
     except InputError as error:
         raise KdMlflowError(f"The model is not registered: {error}") from None
     program = mlflow.pytorch.load_model(str(copy))

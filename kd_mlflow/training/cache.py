@@ -65,14 +65,14 @@ class CacheFolder:
         """The records ``[rows]`` of an epoch, memory-mapped; None if there are none that are whole."""
         file = self.file(epoch)
         try:
-            said = json.loads(file.with_suffix(".json").read_text())
+            whole = json.loads(file.with_suffix(".json").read_text())["crc32"]
             records = np.memmap(file, dtype=self.codec.dtype, mode="r", shape=(self.rows,))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             log.warning("The teacher cache %s cannot be read (%s); the teacher is asked instead.", file, error)
             return None
-        if said.get("crc32") != zlib.crc32(records):
+        if whole != zlib.crc32(records) or not self.codec.fits(records):
             log.warning("The teacher cache %s is damaged; the teacher is asked instead.", file)
             return None
         return records

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from kd_mlflow.errors import KdMlflowError
 log = logging.getLogger(__name__)
 
 KEPT = 2
+BEST = re.compile(r"best-\d+\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,14 @@ class CheckpointFolder:
                 content = json.loads(file.read_text())
                 content["history"] = [EpochRow(**row) for row in content["history"]]
                 meta = Meta(**content)
+                if not BEST.fullmatch(meta.best_file):
+                    raise ValueError("it names no file of its folder")
                 if file_sha256(tensors) != meta.sha256:
                     raise ValueError("its checksum does not match")
                 if file_sha256(self.path / meta.best_file) != meta.best_sha256:
                     raise ValueError("the checksum of its best weights does not match")
                 return load_file(tensors), meta
-            except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
                 log.warning("The checkpoint %s cannot be used (%s); trying the one before.", tensors.name, error)
         return None
 

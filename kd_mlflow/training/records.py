@@ -45,6 +45,10 @@ class Codec:
             fields = [("logits", number, (KEPT,)), ("rest", number), ("places", place, (KEPT,))]
         return np.dtype([*fields, ("pooled", number, (self.pooled,))] if self.pooled else fields)
 
+    def fits(self, records: np.ndarray) -> bool:
+        """Whether the records name no class that there is not."""
+        return "places" not in records.dtype.names or int(records["places"].max(initial=0)) < self.classes
+
     def encode(self, outputs: Outputs) -> np.ndarray:
         """Records ``[B]`` of outputs with logits ``[B, K]`` and, if kept, pooled features ``[B, D]``."""
         logits = outputs.logits.detach().float()
