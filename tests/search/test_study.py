@@ -265,10 +265,14 @@ def test_a_worker_that_lost_its_trial_goes_on_with_the_next(tmp_path):
         return judge(claim, check)
 
     worker = Worker(study, loses)
-    over = threading.Timer(3, lambda: setattr(worker, "interrupted", True))
-    over.start()
+
+    def stop_after_two():  # the trial that the other one has would be waited for
+        while len(study.ledger().finished) < 2:
+            time.sleep(0.05)
+        worker.interrupted = True
+
+    threading.Thread(target=stop_after_two, daemon=True).start()
     assert worker.run() in ("interrupted", "done")
-    over.cancel()
     assert [trial.state for trial in study.ledger().abandoned] == [TrialState.FAIL]
     assert len(study.ledger().finished) == 2
 
