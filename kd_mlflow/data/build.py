@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 from kd_mlflow.data import manifest
@@ -280,9 +279,7 @@ def _in_order(work: Callable[[Given], Made], todo: Iterable[Given]) -> Iterator[
     # Threads suffice: reading, hashing, decoding and scaling all run outside the interpreter's lock.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ahead: deque[Future[list[Made]]] = deque()
-    threads = torch.get_num_threads()
-    # Each worker is a thread of its own: PyTorch's would only stand in their way.
-    with ThreadPoolExecutor(cores, "prepare", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(cores, thread_name_prefix="prepare") as pool:
         try:
             for some in _in_hands(todo):
                 ahead.append(pool.submit(lambda some=some: [work(one) for one in some]))
@@ -292,7 +289,6 @@ def _in_order(work: Callable[[Given], Made], todo: Iterable[Given]) -> Iterator[
                 yield from ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
 
 
 def _in_hands(todo: Iterable[Given]) -> Iterator[list[Given]]:

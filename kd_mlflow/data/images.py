@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.transforms.v2.functional import resize
 
 # Named, because Pillow would otherwise also try formats that start other programs (EPS: Ghostscript).
 _WANTED = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -149,13 +147,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _centre_square(image: Image.Image, side: int) -> np.ndarray:
-    short = min(image.size)
-    left, top = ((length - short) // 2 for length in image.size)
-    # Cut first: a strip of 1 x 100,000 pixels stays small.
-    square = image if image.width == image.height else image.crop((left, top, left + short, top + short))
-    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-    # PyTorch's own scaling of bytes takes a quarter of Pillow's time, and differs from it by a level here and there.
-    return resize(pixels, [side, side], antialias=True).contiguous().numpy()
+    width, height = image.size
+    short = min(width, height)
+    # Cutting first and scaling then is the same picture, and a strip of 1 x 100,000 pixels stays small.
+    box = ((width - short) / 2, (height - short) / 2, (width + short) / 2, (height + short) / 2)
+    scaled = image.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
 
 
 def _too_many_pixels(what: str) -> str:

@@ -26,7 +26,7 @@ SPLIT_CODES = "splits.npy"
 OFFSETS = "offsets.npy"
 FILES = {IMAGES, MANIFEST, LABELS, SPLIT_CODES, OFFSETS}
 META = "store.json"
-FORMAT = 2
+FORMAT = 1
 
 
 class DamagedStore(Exception):
