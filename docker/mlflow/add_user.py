@@ -20,7 +20,7 @@ request = urllib.request.Request(
 )
 for _ in range(120):
     try:
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=10).close()  # nosec B310  # the server that its owner names
         break
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")
