@@ -79,7 +79,10 @@ def to_yaml(config: Options) -> str:
     Without the places: they say where, not what, and may hold passwords.
     """
     values = config.recorded()
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    # PyYAML writes these as they are and reads them as line breaks.
+    as_it_is = not any(mark in text for mark in "\x85\u2028\u2029")
+    return text if as_it_is else yaml.safe_dump(values, sort_keys=False)
 
 
 def _preset_path(name: str) -> Path:

@@ -20,7 +20,7 @@ from kd_mlflow.tracking.client import redact
 STORAGE_VARIABLE = "KD_MLFLOW_STORAGE"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 IMAGE = "kd-mlflow:latest"
-SECRET = "kd-mlflow"
+SECRET = "kd-mlflow"  # nosec B105  # the name of a Secret, not its content
 USER = 1000
 NAME_LENGTH = 50
 # A worker that is told to end writes a checkpoint and gives its trial back; a slow disk may need a while.

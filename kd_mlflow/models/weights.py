@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import pickle  # nosec B403
+import pickle  # nosec B403  # for the error that PyTorch raises; nothing is unpickled here
 import re
 import zipfile
 from collections.abc import Collection, Mapping

@@ -99,8 +99,7 @@ def grid_points(config: SearchConfig, space: Space, report: Mapping[str, Any]) -
     if config.sampler != "grid":
         return []
     points = [point for point in space.grid(config.method) if point != report]
-    # An order, no secret.
-    random.Random(config.sampler_seed).shuffle(points)  # nosec B311
+    random.Random(config.sampler_seed).shuffle(points)  # nosec B311  # an order that can be repeated, no secret
     return [dict(report), *points]
 
 

@@ -228,8 +228,9 @@ def _applies(parameter: Parameter, method: str) -> bool:
 
 def _split(term: str) -> tuple[str, str]:
     name, equals, spec = term.partition("=")
-    if not equals or not spec:
-        raise InputError(f"--search {term}: write it as temperature=1:20:log, batch-size=32,64 or method=kd,dkd.")
+    if not equals or not spec or not term.isprintable():
+        shown = term if term.isprintable() else repr(term)
+        raise InputError(f"--search {shown}: write it as temperature=1:20:log, batch-size=32,64 or method=kd,dkd.")
     return name, spec
 
 
