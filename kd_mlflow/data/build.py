@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -30,6 +31,11 @@ from kd_mlflow.errors import InputError
 Progress = Callable[[int, int], None]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+
+# Files that a thread takes at once: between two of them the interpreter has work of its own.
+_AT_ONCE = 8
+# As many squares of a byte as a float32 adds up without rounding.
+_EXACT = 256
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +58,10 @@ class Survey:
 
 @dataclass(frozen=True)
 class Row:
-    """One decoded image with the sum and the sum of squares of each channel ``[2, 3]``."""
+    """One decoded image with its checksum, and the sum and the sum of squares of each channel ``[2, 3]``."""
 
     image: Decoded
+    checksum: bytes
     moments: np.ndarray
 
 
@@ -90,7 +97,7 @@ def build(
     arrangement = source.arrangement()
     items, side = arrangement.items, side_of(image_size)
     check_disk(folder, len(items), side)
-    writer = _Writer(folder, len(items), on_progress)
+    writer = _Writer(folder, len(items), 3 * side * side, on_progress)
     try:
         with warnings.catch_warnings():
             # Pillow warns of any image above half the size it refuses; the limit here is our own.
@@ -113,7 +120,7 @@ def build(
         mean, std = writer.statistics(splits, side)
         write = (manifest.MANIFEST, manifest.LABELS, manifest.SPLIT_CODES, manifest.OFFSETS)
         marks = {name: manifest.mark_file(folder / name) for name in write}
-        marks[manifest.IMAGES] = manifest.mark_file(folder / manifest.IMAGES, writer.hash.hexdigest())
+        marks[manifest.IMAGES] = manifest.mark_file(folder / manifest.IMAGES, writer.hash.hexdigest(), writer.row_size)
         bad = [[one.path, one.reason] for one in writer.bad]
         manifest.write_meta(folder, Meta(
             surveyed.key, digest, list(arrangement.classes), image_size, side, len(places), len(items), mean, std,
@@ -163,9 +170,10 @@ def check_bad(bad: Iterable[BadFile], total: int, max_bad: float) -> None:
 class _Writer:
     """The pixels and their sums, written row after row as they arrive; nothing of them stays in memory."""
 
-    def __init__(self, folder: Path, total: int, on_progress: Progress | None) -> None:
+    def __init__(self, folder: Path, total: int, row_size: int, on_progress: Progress | None) -> None:
         self.folder = folder
         self.total = total
+        self.row_size = row_size
         self.on_progress = on_progress
         self.hash = hashlib.sha256()
         self.places = array("q")
@@ -180,9 +188,8 @@ class _Writer:
             if isinstance(result, BadImage):
                 self.bad.append(BadFile(items[place].path, result.reason))
             else:
-                data = result.image.pixels.data
-                self.pixels.write(data)
-                self.hash.update(data)
+                self.pixels.write(result.image.pixels.data)
+                self.hash.update(result.checksum)
                 self.moments.write(result.moments.tobytes())
                 self.places.append(place)
                 self.sizes.extend((result.image.width, result.image.height))
@@ -254,8 +261,19 @@ def _row(source: Source, digests: np.ndarray, place: int, side: int) -> Row | Ba
         return BadImage(f"cannot be read: {error.strerror or error}")
     except BadImage as bad:
         return bad
-    values = image.pixels.reshape(3, -1).astype(np.float64)
-    return Row(image, np.stack([values.sum(axis=1), np.einsum("cp,cp->c", values, values)]))
+    return Row(image, manifest.checksum(image.pixels.data), _moments(image.pixels))
+
+
+def _moments(pixels: np.ndarray) -> np.ndarray:
+    """Sum and sum of squares of each channel ``[2, 3]`` of ``[3, S, S]``, exact."""
+    flat = pixels.reshape(3, -1)
+    whole = flat.shape[1] - flat.shape[1] % _EXACT
+    total = np.zeros((2, 3))
+    for part in (flat[:, :whole].reshape(3, -1, _EXACT), flat[:, None, whole:]):
+        values = part.astype(np.float32)
+        total += [np.einsum("cbn->cb", values).sum(axis=1, dtype=np.float64),
+                  np.einsum("cbn,cbn->cb", values, values).sum(axis=1, dtype=np.float64)]  # fmt: skip
+    return total
 
 
 def _declared(items: list[Item]) -> np.ndarray:
@@ -266,14 +284,15 @@ def _in_order(work: Callable[[Given], Made], todo: Iterable[Given]) -> Iterator[
     """The results in order, made by all cores, only a few of them ahead of what is taken."""
     # Threads suffice: reading, hashing, decoding and scaling all run outside the interpreter's lock.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ahead: deque[Future[Made]] = deque()
+    ahead: deque[Future[list[Made]]] = deque()
+    left = iter(todo)
     with ThreadPoolExecutor(cores, thread_name_prefix="prepare") as pool:
         try:
-            for one in todo:
-                ahead.append(pool.submit(work, one))
-                if len(ahead) > 4 * cores:
-                    yield ahead.popleft().result()
+            while some := list(islice(left, _AT_ONCE)):
+                ahead.append(pool.submit(lambda given: [work(one) for one in given], some))
+                if len(ahead) > 2 * cores:
+                    yield from ahead.popleft().result()
             while ahead:
-                yield ahead.popleft().result()
+                yield from ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
