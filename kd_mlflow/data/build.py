@@ -34,6 +34,8 @@ Made = TypeVar("Made")
 
 # Files that a thread takes at once: between two of them the interpreter has work of its own.
 _AT_ONCE = 8
+# Bytes after which what was written is sent on to the disk, so that it has little left to do at the end.
+_FLUSHED_AT_ONCE = 2**26
 # As many squares of a byte as a float32 adds up without rounding.
 _EXACT = 256
 
@@ -174,6 +176,7 @@ class _Writer:
         self.folder = folder
         self.total = total
         self.row_size = row_size
+        self.flush_every = max(1, _FLUSHED_AT_ONCE // row_size)
         self.on_progress = on_progress
         self.hash = hashlib.sha256()
         self.places = array("q")
@@ -182,6 +185,8 @@ class _Writer:
         self.pixels: IO[bytes] = (folder / manifest.IMAGES).open("wb")
         # Written plainly, not through a memory map: a full disk is then an error and not a crash.
         self.moments: IO[bytes] = (folder / "moments").open("wb")
+        self.flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self.flushing: Future[None] | None = None
 
     def take(self, items: list[Item], results: Iterable[Row | BadImage]) -> None:
         for place, result in enumerate(results):
@@ -189,6 +194,8 @@ class _Writer:
                 self.bad.append(BadFile(items[place].path, result.reason))
             else:
                 self.pixels.write(result.image.pixels.data)
+                if len(self.places) % self.flush_every == 0:
+                    self._flush_behind()
                 self.hash.update(result.checksum)
                 self.moments.write(result.moments.tobytes())
                 self.places.append(place)
@@ -196,7 +203,16 @@ class _Writer:
             if self.on_progress is not None:
                 self.on_progress(place + 1, self.total)
 
+    def _flush_behind(self) -> None:
+        """Let a thread wait for the disk while the next images are decoded."""
+        if self.flushing is not None:
+            if not self.flushing.done():
+                return
+            self.flushing.result()
+        self.flushing = self.flusher.submit(os.fsync, self.pixels.fileno())
+
     def close(self) -> None:
+        self.flusher.shutdown()
         self.pixels.flush()
         os.fsync(self.pixels.fileno())
         self.pixels.close()
@@ -214,6 +230,7 @@ class _Writer:
         return (mean / 255).tolist(), (std / 255).tolist()
 
     def discard(self) -> None:
+        self.flusher.shutdown()
         for file in (self.pixels, self.moments):
             file.close()
         (self.folder / "moments").unlink(missing_ok=True)
