@@ -186,7 +186,7 @@ class _Writer:
         # Written plainly, not through a memory map: a full disk is then an error and not a crash.
         self.moments: IO[bytes] = (folder / "moments").open("wb")
         self.flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
-        self.flushing: Future[None] | None = None
+        self.flushing: Future[None] = self.flusher.submit(os.fsync, self.pixels.fileno())
 
     def take(self, items: list[Item], results: Iterable[Row | BadImage]) -> None:
         for place, result in enumerate(results):
@@ -194,25 +194,24 @@ class _Writer:
                 self.bad.append(BadFile(items[place].path, result.reason))
             else:
                 self.pixels.write(result.image.pixels.data)
-                if len(self.places) % self.flush_every == 0:
-                    self._flush_behind()
                 self.hash.update(result.checksum)
                 self.moments.write(result.moments.tobytes())
                 self.places.append(place)
                 self.sizes.extend((result.image.width, result.image.height))
+                if len(self.places) % self.flush_every == 0:
+                    self._flush_behind()
             if self.on_progress is not None:
                 self.on_progress(place + 1, self.total)
 
     def _flush_behind(self) -> None:
         """Let a thread wait for the disk while the next images are decoded."""
-        if self.flushing is not None:
-            if not self.flushing.done():
-                return
+        if self.flushing.done():
             self.flushing.result()
-        self.flushing = self.flusher.submit(os.fsync, self.pixels.fileno())
+            self.flushing = self.flusher.submit(os.fsync, self.pixels.fileno())
 
     def close(self) -> None:
-        self.flusher.shutdown()
+        # The system tells of a failed write once only: to whoever waited for it.
+        self.flushing.result()
         self.pixels.flush()
         os.fsync(self.pixels.fileno())
         self.pixels.close()

@@ -156,7 +156,7 @@ def _middle(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _scaled(square: torch.Tensor, side: int) -> np.ndarray:
-    """A square ``[H, H, 3]`` as ``[3, side, side]``; in whole numbers, so that every processor gives the same."""
+    """A square ``[H, H, 3]`` as ``[3, side, side]``; in whole numbers: the same with any vector instructions."""
     scaled = interpolate(square[None].permute(0, 3, 1, 2), size=(side, side), mode="bilinear", antialias=True)
     return np.ascontiguousarray(scaled[0].numpy())
 
