@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,7 @@ def pipeline(files: int, size: int, rounds: int, as_json: bool, markdown: bool) 
         store = prepare(config, Path(scratch) / "home")
         contenders: dict[str, Contender] = {
             "decode_and_resize": _decoding(photos, size),
+            "decode_resize_and_write": _writing(photos, size, Path(scratch) / "pixels"),
             "prepare": _preparing(config, Path(scratch)),
         }
         seconds = take_turns(contenders, 1, rounds)
@@ -50,7 +52,14 @@ def pipeline(files: int, size: int, rounds: int, as_json: bool, markdown: bool) 
         "setting": f"{files} JPEGs of {size} px, all cores; batches of {config.batch_size} by augmentation; "
         f"median of {rounds} turns.",
         "contenders": figures,
-        "ratios": {"seconds of prepare / decode_and_resize": ratio_of_turns(seconds, "decode_and_resize", "prepare")},
+        "ratios": {
+            f"seconds of {slower} / {faster}": ratio_of_turns(seconds, faster, slower)
+            for slower, faster in (
+                ("prepare", "decode_and_resize"),
+                ("prepare", "decode_resize_and_write"),
+                ("decode_resize_and_write", "decode_and_resize"),
+            )
+        },
     }
     tell("Preparing images and making batches", result, as_json, markdown)
 
@@ -76,17 +85,40 @@ def _decoding(photos: Path, size: int) -> Contender:
     """Read, decode and scale each file on all cores, and keep nothing."""
     paths, side = sorted(photos.rglob("*.jpg")), side_of(size)
 
-    def one(path: Path) -> None:
-        data = torch.from_numpy(np.fromfile(path, np.uint8))
-        resize(decode_jpeg(data), [side], antialias=True)
+    def work(pool: ThreadPoolExecutor) -> None:
+        for _ in pool.map(lambda path: _scaled(path, side), paths):
+            pass
 
+    return _on_all_cores(work)
+
+
+def _writing(photos: Path, size: int, target: Path) -> Contender:
+    """The same, with the pixels in a file and on the disk at the end."""
+    paths, side = sorted(photos.rglob("*.jpg")), side_of(size)
+
+    def work(pool: ThreadPoolExecutor) -> None:
+        with target.open("wb") as file:
+            for pixels in pool.map(lambda path: _scaled(path, side).contiguous().numpy(), paths):
+                file.write(pixels.data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    return _on_all_cores(work)
+
+
+def _scaled(path: Path, side: int) -> torch.Tensor:
+    data = torch.from_numpy(np.fromfile(path, np.uint8))
+    return resize(decode_jpeg(data), [side], antialias=True)
+
+
+def _on_all_cores(work: Callable[[ThreadPoolExecutor], None]) -> Contender:
     def run(steps: int) -> float:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         started = time.perf_counter()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in range(steps):
-                list(pool.map(one, paths))
+                work(pool)
         taken = time.perf_counter() - started
         torch.set_num_threads(threads)
         return taken

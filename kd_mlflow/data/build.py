@@ -31,7 +31,13 @@ from kd_mlflow.errors import InputError
 Progress = Callable[[int, int], None]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-HANDFUL = 8
+
+# Files that a thread takes at once: between two of them the interpreter has work of its own.
+_AT_ONCE = 8
+# Bytes after which what was written is sent on to the disk, so that it has little left to do at the end.
+_FLUSHED_AT_ONCE = 2**26
+# As many squares of a byte as a float32 adds up without rounding.
+_EXACT = 256
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +60,10 @@ class Survey:
 
 @dataclass(frozen=True)
 class Row:
-    """One decoded image with the sum and the sum of squares of each channel ``[2, 3]``."""
+    """One decoded image with its checksum, and the sum and the sum of squares of each channel ``[2, 3]``."""
 
     image: Decoded
+    checksum: bytes
     moments: np.ndarray
 
 
@@ -92,7 +99,7 @@ def build(
     arrangement = source.arrangement()
     items, side = arrangement.items, side_of(image_size)
     check_disk(folder, len(items), side)
-    writer = _Writer(folder, len(items), on_progress)
+    writer = _Writer(folder, len(items), 3 * side * side, on_progress)
     try:
         with warnings.catch_warnings():
             # Pillow warns of any image above half the size it refuses; the limit here is our own.
@@ -115,7 +122,7 @@ def build(
         mean, std = writer.statistics(splits, side)
         write = (manifest.MANIFEST, manifest.LABELS, manifest.SPLIT_CODES, manifest.OFFSETS)
         marks = {name: manifest.mark_file(folder / name) for name in write}
-        marks[manifest.IMAGES] = manifest.mark_file(folder / manifest.IMAGES, writer.hash.hexdigest())
+        marks[manifest.IMAGES] = manifest.mark_file(folder / manifest.IMAGES, writer.hash.hexdigest(), writer.row_size)
         bad = [[one.path, one.reason] for one in writer.bad]
         manifest.write_meta(folder, Meta(
             surveyed.key, digest, list(arrangement.classes), image_size, side, len(places), len(items), mean, std,
@@ -165,9 +172,11 @@ def check_bad(bad: Iterable[BadFile], total: int, max_bad: float) -> None:
 class _Writer:
     """The pixels and their sums, written row after row as they arrive; nothing of them stays in memory."""
 
-    def __init__(self, folder: Path, total: int, on_progress: Progress | None) -> None:
+    def __init__(self, folder: Path, total: int, row_size: int, on_progress: Progress | None) -> None:
         self.folder = folder
         self.total = total
+        self.row_size = row_size
+        self.flush_every = max(1, _FLUSHED_AT_ONCE // row_size)
         self.on_progress = on_progress
         self.hash = hashlib.sha256()
         self.places = array("q")
@@ -176,22 +185,33 @@ class _Writer:
         self.pixels: IO[bytes] = (folder / manifest.IMAGES).open("wb")
         # Written plainly, not through a memory map: a full disk is then an error and not a crash.
         self.moments: IO[bytes] = (folder / "moments").open("wb")
+        self.flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self.flushing: Future[None] = self.flusher.submit(os.fsync, self.pixels.fileno())
 
     def take(self, items: list[Item], results: Iterable[Row | BadImage]) -> None:
         for place, result in enumerate(results):
             if isinstance(result, BadImage):
                 self.bad.append(BadFile(items[place].path, result.reason))
             else:
-                data = result.image.pixels.data
-                self.pixels.write(data)
-                self.hash.update(data)
+                self.pixels.write(result.image.pixels.data)
+                self.hash.update(result.checksum)
                 self.moments.write(result.moments.tobytes())
                 self.places.append(place)
                 self.sizes.extend((result.image.width, result.image.height))
+                if len(self.places) % self.flush_every == 0:
+                    self._flush_behind()
             if self.on_progress is not None:
                 self.on_progress(place + 1, self.total)
 
+    def _flush_behind(self) -> None:
+        """Let a thread wait for the disk while the next images are decoded."""
+        if self.flushing.done():
+            self.flushing.result()
+            self.flushing = self.flusher.submit(os.fsync, self.pixels.fileno())
+
     def close(self) -> None:
+        # The system tells of a failed write once only: to whoever waited for it.
+        self.flushing.result()
         self.pixels.flush()
         os.fsync(self.pixels.fileno())
         self.pixels.close()
@@ -209,6 +229,7 @@ class _Writer:
         return (mean / 255).tolist(), (std / 255).tolist()
 
     def discard(self) -> None:
+        self.flusher.shutdown()
         for file in (self.pixels, self.moments):
             file.close()
         (self.folder / "moments").unlink(missing_ok=True)
@@ -259,15 +280,25 @@ def _row(source: Source, digests: np.ndarray, place: int, side: int) -> Row | Ba
         image = decode(content, side) if isinstance(content, bytes) else from_array(content, side)
     except BadImage as bad:
         return bad
-    values = image.pixels.astype(np.uint32)
-    squares = np.einsum("chw,chw->ch", values, values).sum(axis=1)
-    return Row(image, np.stack([values.sum(axis=(1, 2)), squares]).astype(np.float64))
+    return Row(image, manifest.checksum(image.pixels.data), _moments(image.pixels))
 
 
 def _changed(source: Source, place: int) -> InputError:
     """The store is named by what was surveyed: it must not lack what only went away for a moment."""
     path = source.arrangement().items[place].path
     return InputError(f"{path!r} of {source.name!r} was changed or removed while it was being prepared; start again.")
+
+
+def _moments(pixels: np.ndarray) -> np.ndarray:
+    """Sum and sum of squares of each channel ``[2, 3]`` of ``[3, S, S]``, exact."""
+    flat = pixels.reshape(3, -1)
+    whole = flat.shape[1] - flat.shape[1] % _EXACT
+    total = np.zeros((2, 3))
+    for part in (flat[:, :whole].reshape(3, -1, _EXACT), flat[:, None, whole:]):
+        values = part.astype(np.float32)
+        total += [np.einsum("cbn->cb", values).sum(axis=1, dtype=np.float64),
+                  np.einsum("cbn,cbn->cb", values, values).sum(axis=1, dtype=np.float64)]  # fmt: skip
+    return total
 
 
 def _declared(items: list[Item]) -> np.ndarray:
@@ -279,20 +310,14 @@ def _in_order(work: Callable[[Given], Made], todo: Iterable[Given]) -> Iterator[
     # Threads suffice: reading, hashing, decoding and scaling all run outside the interpreter's lock.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ahead: deque[Future[list[Made]]] = deque()
+    left = iter(todo)
     with ThreadPoolExecutor(cores, thread_name_prefix="prepare") as pool:
         try:
-            for some in _in_hands(todo):
-                ahead.append(pool.submit(lambda some=some: [work(one) for one in some]))
+            while some := list(islice(left, _AT_ONCE)):
+                ahead.append(pool.submit(lambda given: [work(one) for one in given], some))
                 if len(ahead) > 2 * cores:
                     yield from ahead.popleft().result()
             while ahead:
                 yield from ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _in_hands(todo: Iterable[Given]) -> Iterator[list[Given]]:
-    """A handful at a time, so that handing over costs little."""
-    left = iter(todo)
-    while some := list(islice(left, HANDFUL)):
-        yield some

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
+from torch.nn.functional import interpolate
 
 Image.init()
 # Named, because Pillow would otherwise also try formats that start other programs; MPO comes with JPEG.
@@ -163,10 +164,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _centre(image: Image.Image, side: int, size: int) -> np.ndarray:
-    width, height = image.size
-    short = min(width, height)
-    box = ((width - short) / 2, (height - short) / 2, (width + short) / 2, (height + short) / 2)
-    scaled = image.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    short = min(image.size)
+    factor = max(1, short // (3 * side))
+    short -= short % factor
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    square = torch.from_numpy(np.array(image.reduce(factor, box=(left, top, left + short, top + short))))
+    scaled = interpolate(square[None].permute(0, 3, 1, 2), size=(side, side), mode="bilinear", antialias=True)[0]
     margin = (side - size) // 2
-    pixels = np.asarray(scaled)[margin : margin + size, margin : margin + size]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return np.ascontiguousarray(scaled[:, margin : margin + size, margin : margin + size].numpy())

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from kd_mlflow.data.images import BadImage, decode, read_image
+from kd_mlflow.data.jpeg import plain_size
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -22,6 +23,19 @@ def reason(data: bytes) -> str:
     with pytest.raises(BadImage) as caught:
         read_image(data, 8)
     return caught.value.reason
+
+
+def for_pillow(jpeg: bytes) -> bytes:
+    """The same picture with an empty EXIF segment, so that it is not a plain JPEG."""
+    return jpeg[:2] + b"\xff\xe1\x00\x08Exif\x00\x00" + jpeg[2:]
+
+
+def verdict(data: bytes) -> str | bytes:
+    """The reason why a file is refused, or its pixels."""
+    try:
+        return read_image(data, 32).tobytes()
+    except BadImage as bad:
+        return bad.reason
 
 
 def quarters() -> Image.Image:
@@ -122,6 +136,53 @@ def test_large_jpeg_equals_its_full_decoding_within_two_levels(photo):
     assert np.abs(fast - read_image(encoded(image, "PNG"), 64)).mean() < 2
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_plain_jpeg_has_the_pixels_that_pillow_decodes(subsampling: str, progressive: bool, photo):
+    data = encoded(photo(7, 83, 61), "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+    assert plain_size(data) == (83, 61)
+    result = decode(data, 37)
+    assert (result.width, result.height) == (83, 61)
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(result.pixels, read_image(encoded(image, "PNG"), 37))
+    assert np.array_equal(result.pixels, read_image(for_pillow(data), 37))
+
+
+def test_only_three_colours_without_a_word_on_them_are_a_plain_jpeg(photo):
+    image, exif = photo(8), Image.Exif()
+    exif[0x0112] = 6
+    for other in (
+        encoded(image, "PNG"),
+        encoded(image.convert("L"), "JPEG"),
+        encoded(image.convert("CMYK"), "JPEG"),
+        encoded(image, "JPEG", exif=exif),
+        encoded(image, "JPEG", keep_rgb=True),
+        encoded(image, "JPEG")[:30],
+        b"\xff\xd8",
+    ):
+        assert plain_size(other) is None
+    assert plain_size(encoded(image, "JPEG", comment=b"a cat", icc_profile=b"x" * 70000)) == image.size
+
+
+@pytest.mark.fault("a JPEG with flipped, lost or foreign bytes", "the same verdict from either decoder")
+def test_damaged_jpeg_is_judged_alike_by_both_decoders(photo):
+    draw = np.random.default_rng(0)
+    whole = [encoded(photo(9, 60, 40), "JPEG", progressive=progressive) for progressive in (False, True)]
+    verdicts = []
+    for number in range(300):
+        data = bytearray(whole[number % 2])
+        place = int(draw.integers(2, len(data)))
+        if number % 3 == 0:
+            del data[place:]
+        elif number % 3 == 1:
+            data[place] = int(draw.integers(256))
+        else:
+            data[place : place + int(draw.integers(30))] = draw.bytes(5)
+        verdicts.append(verdict(bytes(data)))
+        assert verdict(for_pillow(bytes(data))) == verdicts[-1]
+    assert 100 < sum(isinstance(one, str) for one in verdicts) < 250
+
+
 @pytest.mark.parametrize("kind", ["BMP", "WEBP", "TIFF", "PPM", "GIF"])
 def test_other_formats_are_read(kind: str, photo):
     assert read_image(encoded(photo(5), kind), 8).shape == (3, 8, 8)
@@ -155,6 +216,19 @@ def test_thirty_thousand_pixels_square_is_refused_before_decoding():
     header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     assert "absurdly large" in reason(data)
+
+
+@pytest.mark.fault("an image of 30,000 × 30,000 pixels", "refused before anything is allocated")
+def test_plain_jpeg_that_says_it_is_huge_is_refused_before_decoding(photo):
+    data = bytearray(encoded(photo(10), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 30000, 30000)
+    assert "absurdly large" in reason(bytes(data))
+
+
+def test_huge_png_is_averaged_to_its_mean():
+    stripes = np.tile(np.array([0, 255], dtype=np.uint8), (1001, 501))
+    assert np.abs(read_image(encoded(Image.fromarray(stripes), "PNG"), 16).astype(int) - 127).max() <= 20
 
 
 def test_thin_strip_is_cut_before_it_is_scaled():

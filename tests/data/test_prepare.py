@@ -36,8 +36,9 @@ def test_store_holds_every_picture_in_the_order_of_its_path(tmp_path: Path, fill
     assert (store.bad, store.warnings) == ((), ())
 
 
-def test_mean_and_std_are_those_of_the_training_pixels(tmp_path: Path, fill, prepared):
-    store = prepared(fill(tmp_path / "pets", SPLIT_FOLDERS))
+@pytest.mark.parametrize("image_size", [16, 224, 300])
+def test_mean_and_std_are_those_of_the_training_pixels(image_size: int, tmp_path: Path, fill, prepared):
+    store = prepared(fill(tmp_path / "pets", SPLIT_FOLDERS), image_size=image_size)
     train = store.images[store.splits["train"]] / 255
     assert store.mean == pytest.approx(train.mean((0, 2, 3)), abs=1e-12)
     assert store.std == pytest.approx(train.std((0, 2, 3)), abs=1e-12)

@@ -41,7 +41,9 @@ def rotated() -> bytes:
     [
         file_of(picture(80, 50)),
         file_of(picture(31, 200)),
+        file_of(picture(80, 51), "JPEG"),
         file_of(picture(900, 700), "JPEG"),
+        file_of(picture(900, 700)),
         file_of(picture(80, 50), "WEBP"),
         file_of(picture(80, 50).convert("L")),
         file_of(picture(80, 50).convert("P")),
@@ -51,7 +53,21 @@ def rotated() -> bytes:
         file_of(Image.fromarray(np.arange(3000, dtype=np.uint16).reshape(50, 60) * 20)),
         rotated(),
     ],
-    ids=["png", "narrow", "large jpeg", "webp", "grey", "palette", "grey alpha", "rgba", "cmyk", "16 bit", "exif"],
+    ids=[
+        "png",
+        "narrow",
+        "jpeg",
+        "large jpeg",
+        "large png",
+        "webp",
+        "grey",
+        "palette",
+        "grey alpha",
+        "rgba",
+        "cmyk",
+        "16 bit",
+        "exif",
+    ],
 )
 def test_image_is_read_as_for_evaluation(data: bytes) -> None:
     expected = centre(read_for_training(data, SIDE))
