@@ -295,6 +295,8 @@ def _moments(pixels: np.ndarray) -> np.ndarray:
     whole = flat.shape[1] - flat.shape[1] % _EXACT
     total = np.zeros((2, 3))
     for part in (flat[:, :whole].reshape(3, -1, _EXACT), flat[:, None, whole:]):
+        if part.size == 0:
+            continue
         values = part.astype(np.float32)
         total += [np.einsum("cbn->cb", values).sum(axis=1, dtype=np.float64),
                   np.einsum("cbn,cbn->cb", values, values).sum(axis=1, dtype=np.float64)]  # fmt: skip

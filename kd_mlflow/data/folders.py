@@ -44,8 +44,7 @@ class FolderSource:
     def read(self, place: int) -> bytes:
         """The bytes of an item's file, which may have become another one since it was listed."""
         path = self._arranged.items[place].entry.path
-        self._real(self.root / path, path)
-        return read_file(self.root / path)
+        return read_file(f"{self.root}/{path}", lambda real: self._check_inside(real, path))
 
     @functools.cached_property
     def _arranged(self) -> Arrangement:
@@ -86,11 +85,19 @@ class FolderSource:
                 yield path, os.stat(one.path, follow_symlinks=False)
 
     def _real(self, one: Path, path: str) -> str:
-        real, root = os.path.realpath(one), os.path.realpath(self.root)
-        if os.path.commonpath((real, root)) != root:
+        real = os.path.realpath(one)
+        self._check_inside(real, path)
+        return real
+
+    def _check_inside(self, real: str, path: str) -> None:
+        if not real.startswith(self._inside):
             raise InputError(f"The link {path!r} leads out of the folder {str(self.root)!r}; copy what it points to "
                              "into the folder, or remove it.")  # fmt: skip
-        return real
+
+    @functools.cached_property
+    def _inside(self) -> str:
+        """How the real path of everything below the root begins."""
+        return os.path.join(os.path.realpath(self.root), "")
 
 
 def _is_folder(one: os.DirEntry[str]) -> bool:

@@ -97,8 +97,8 @@ class Team:
         self.secrets = make_secrets(folder / "secrets")
         self.port, self.proxy_port = free_port(), free_port()
         self.postgres = TeamPostgres(self.secrets)
-        self.store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self.store.start()
+        self.store_port = free_port()
+        self.start_store()
         # It tells of every call.
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -136,6 +136,14 @@ class Team:
         (self.folder / "nginx.conf").write_text(NGINX.format(folder=self.folder))
         self._process(["nginx", "-p", self.folder, "-c", self.folder / "nginx.conf"], given)
         self.wait(lambda: requests.get(f"{self.proxy}/health", timeout=5, verify=self.certificate))
+
+    def start_store(self) -> None:
+        """An S3 of this process; what it holds outlives its being stopped."""
+        self.store = ThreadedMotoServer(ip_address="127.0.0.1", port=self.store_port, verbose=False)
+        self.store.start()
+
+    def stop_store(self) -> None:
+        self.store.stop()
 
     @property
     def certificate(self) -> str:
@@ -180,14 +188,13 @@ class Team:
         for process in reversed(self.processes):
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
-        self.store.stop()
+        self.stop_store()
         self.postgres.close()
 
     def _environment(self, service: str, **settings: str) -> dict[str, str]:
-        host, port = self.store.get_host_and_port()
         places = {
             "/run/secrets": str(self.secrets),
-            "http://rustfs:9000": f"http://{host}:{port}",
+            "http://rustfs:9000": f"http://127.0.0.1:{self.store_port}",
             "mlflow:5000": f"127.0.0.1:{self.port}",
         }
         return environment(service, places, **settings)
