@@ -11,8 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -156,18 +159,23 @@ def check_all(client: MlflowClient, run_id: str, tmp_path: Path, epochs: int) ->
     assert client.get_logged_model(model.model_id).status == "READY"
 
 
+def server_arguments(empty_store: Path, folder: Path, port: int) -> list[str]:
+    """A server of its own store, which ``served`` starts."""
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return [
+        "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+
+
 @pytest.mark.fault(
     "the tracking server dies while every kind of record is written", "the run goes on; all of it is there once"
 )
 def test_a_whole_run_outlives_its_server(empty_store: Path, tmp_path, monkeypatch, trained):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("KD_MLFLOW_HOME", str(tmp_path / "kd-home"))
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
     port = free_port()
-    arguments = [
-        "server", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--artifacts-destination", str(tmp_path / "artifacts"),
-    ]  # fmt: skip
+    arguments = server_arguments(empty_store, tmp_path, port)
     with served(arguments, port, "/health", tmp_path) as url:
         client = connect(url)
         writer = RunWriter.open(client, role="student", experiment="outage", run_name="kd", tags={})
@@ -180,6 +188,38 @@ def test_a_whole_run_outlives_its_server(empty_store: Path, tmp_path, monkeypatc
         check_all(connect(url), writer.run_id, tmp_path, 7)
         assert read_run(connect(url), writer.run_id).status == "FINISHED"
     assert list((tmp_path / "kd-home" / "spool").iterdir()) == []
+
+
+@contextmanager
+def hanging(port: int) -> Iterator[None]:
+    """A server that takes calls and does not answer; what it was asked it does later."""
+    (server,) = [one for one in psutil.Process().children() if str(port) in one.cmdline()]
+    os.killpg(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGCONT)
+
+
+@pytest.mark.fault("the tracking server hangs, and answers late", "the run goes on; all of it is there once")
+@pytest.mark.slow
+def test_a_whole_run_outlives_a_server_that_hangs(empty_store: Path, tmp_path, monkeypatch, trained):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("KD_MLFLOW_HOME", str(tmp_path / "kd-home"))
+    port = free_port()
+    with served(server_arguments(empty_store, tmp_path, port), port, "/health", tmp_path) as url:
+        client = connect(url)
+        writer = RunWriter.open(client, role="student", experiment="hang", run_name="kd", tags={})
+        writer.settle(60)
+        for epochs in (range(1, 4), range(4, 8)):
+            with hanging(port):
+                write_all(writer, trained[0], epochs)
+                with pytest.raises(KdMlflowError, match="kept on disk"):
+                    writer.settle(7)
+            writer.settle(60)
+        writer.finish("FINISHED")
+        check_all(client, writer.run_id, tmp_path, 7)
 
 
 @pytest.mark.fault("SIGKILL before anything of a run was sent", "the next command sends it, its end too")
