@@ -38,7 +38,7 @@ test-all: .venv/.tests-installed style
 
 # Everything that breaks something on purpose; writes docs/reliability.md.
 faults: .venv/.tests-installed
-	$(ACTIVATE) && python -m pytest -m fault --reliability docs/reliability.md
+	$(ACTIVATE) && python -m pytest -m fault --reliability=docs/reliability.md
 
 # Twenty minutes of small runs and searches while what they need is killed.
 soak: .venv/.tests-installed

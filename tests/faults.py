@@ -1,6 +1,6 @@
 """What is promised under which fault: tests marked `fault`, and the table that a run of them writes.
 
-python -m pytest -m fault --reliability docs/reliability.md
+python -m pytest -m fault --reliability=docs/reliability.md
 """
 
 from __future__ import annotations
