@@ -16,13 +16,13 @@ from kd_mlflow.config.commands import (
     TeacherConfig,
     WorkerConfig,
 )
+from kd_mlflow.config.fields import Options
 from kd_mlflow.config.files import read_mapping
 from kd_mlflow.config.recipe import Recipe, recipe
 from kd_mlflow.config.resolve import preset_names, resolve, to_yaml
 from kd_mlflow.config.sections import (
     AugmentationOptions,
     DataOptions,
-    Options,
     PlaceOptions,
     Role,
     Stem,

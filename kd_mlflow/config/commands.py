@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from kd_mlflow.config.fields import Options, option
+from kd_mlflow.config.search_sections import SearchOptions, StudyOptions, WorkerOptions
 from kd_mlflow.config.sections import (
     AugmentationOptions,
     CacheUse,
@@ -13,18 +15,13 @@ from kd_mlflow.config.sections import (
     ImageOptions,
     MethodChoice,
     ModelOptions,
-    Options,
     PlaceOptions,
     RegistryOptions,
     ReuseOptions,
-    SearchOptions,
     SpeedOptions,
     StudentOptions,
-    StudyOptions,
     TeacherOptions,
     TrainingOptions,
-    WorkerOptions,
-    option,
 )
 
 # Where many trainings share a teacher, the cache pays; a single one never sees a view twice.

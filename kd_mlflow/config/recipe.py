@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from kd_mlflow.config.fields import Options
 from kd_mlflow.config.sections import (
     Augmentation,
     CacheUse,
     Normalization,
     Optimizer,
-    Options,
     Role,
     Schedule,
     SpeedOptions,

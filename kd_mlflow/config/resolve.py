@@ -9,8 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from kd_mlflow.config.commands import COMMANDS, EvaluateConfig
+from kd_mlflow.config.fields import Options
 from kd_mlflow.config.files import read_mapping
-from kd_mlflow.config.sections import Options
 from kd_mlflow.errors import InputError
 
 SHOWN = 100

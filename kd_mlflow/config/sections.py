@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
+from kd_mlflow.config.fields import SEEDS, Names, Options, option
 from kd_mlflow.places import offline_store
-
-SEEDS = 2**32 - 1
 
 Role = Literal["teacher", "control", "student"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -18,43 +17,6 @@ Stem = Literal["standard", "small"]
 Normalization = Literal["auto", "data", "imagenet"]
 CacheUse = Literal["off", "auto", "on"]
 Switch = Literal["auto", "on", "off"]
-
-
-def _split_names(value: Any) -> Any:
-    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
-
-
-# One name or several with commas between, as the command line and MLproject give them.
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
-
-
-def _split_terms(value: Any) -> Any:
-    return tuple(value.replace(";", " ").split()) if isinstance(value, str) else value
-
-
-# Terms that may hold commas themselves, with blanks or semicolons between: temperature=1:20 method=kd,dkd.
-Terms = Annotated[tuple[str, ...], BeforeValidator(_split_terms)]
-
-
-class Options(BaseModel):
-    """A frozen set of options that refuses names it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    def recorded(self) -> dict[str, Any]:
-        """What may be written down, as plain types: all but the places, whose URLs may hold passwords."""
-        return self.model_dump(mode="json", exclude={"tracking_uri", "offline", "storage", "checkpoints"})
-
-
-def option(
-    default: Any, text: str, *, panel: str | None, common: bool = False, separator: str = ",", **bounds: Any
-) -> Any:
-    """A field with its help, the panel it is listed under (None: no option of its own), whether MLproject names it.
-
-    ``separator`` stands between the values of a list that is given as several options.
-    """
-    extra = {"panel": panel, "common": common, "separator": separator}
-    return Field(default=default, description=text, json_schema_extra=extra, **bounds)
 
 
 class ImageOptions(Options):
@@ -344,90 +306,3 @@ class ReuseOptions(Options):
     """What is taken over from earlier runs."""
 
     reuse: bool = option(True, "Reuse a finished run of the same fingerprint for teacher and control.", panel="Run")
-
-
-class SearchOptions(Options):
-    """What is searched, by what, and for how long."""
-
-    trials: int = option(
-        20,
-        "Finished trials the study shall have in all: complete, pruned or failed by an error.",
-        panel="Search",
-        common=True,
-        ge=1,
-        le=100_000,
-    )
-    search: Terms = option(
-        (),
-        "A parameter and where to look: temperature=1:20:log, batch-size=32,64, method=kd,dkd, dkd-beta=0.5:8, or one "
-        "value to fix it; several with blanks between. Changes or adds to temperature, alpha and learning rate.",
-        panel="Search",
-        common=True,
-        separator=" ",
-    )
-    space: str = option("", "A YAML file with the whole space, instead of those three.", panel="Search")
-    objectives: Names = option(
-        ("val/accuracy",),
-        "A validation or efficiency metric, or several for a Pareto set; NAME:min or NAME:max where it is not plain.",
-        panel="Search",
-        common=True,
-        min_length=1,
-    )
-    constraint: Terms = option(
-        (),
-        "What a trial must keep to: efficiency/latency_ms_b1_median<5; several with blanks between.",
-        panel="Search",
-        separator=" ",
-    )
-    seeds: int = option(1, "Seeds each trial is averaged over, from --seed on.", panel="Search", ge=1, le=100)
-    final_seeds: int = option(
-        3, "Seeds, none of them the search's, on which the best is trained again; 0 for none.", panel="Search", ge=0
-    )
-    sampler: Literal["tpe", "gp", "random", "grid", "qmc", "cmaes"] = option(
-        "tpe", "How the next trial is chosen.", panel="Search", common=True
-    )
-    pruner: Literal["hyperband", "median", "percentile", "wilcoxon", "none"] = option(
-        "hyperband", "How hopeless trials are found early.", panel="Search", common=True
-    )
-    sampler_seed: int = option(0, "Seed of the sampler.", panel="Search", ge=0, le=SEEDS)
-    timeout: float = option(0.0, "Seconds after which no trial goes on; 0 for no limit.", panel="Search", ge=0)
-    heartbeat: int = option(
-        30,
-        "Seconds between two signs of life; a worker silent for four times as long is taken for dead.",
-        panel="Search",
-        ge=1,
-    )
-
-
-class StudyOptions(Options):
-    """Where the study is kept, and its name."""
-
-    study: str = option(
-        "", "Name of the study; empty: made from the data and from what is searched.", panel="Search", common=True
-    )
-    storage: str = option(
-        "",
-        "sqlite:///FILE or postgresql://… for many machines; empty: KD_MLFLOW_STORAGE or optuna.db beside mlflow.db.",
-        panel="Search",
-        common=True,
-    )
-    checkpoints: str = option(
-        "",
-        "Folder or URL that all workers reach, where a trial's checkpoints lie; empty: KD_MLFLOW_CHECKPOINTS, else "
-        "KD_MLFLOW_HOME.",
-        panel="Search",
-    )
-
-
-class WorkerOptions(Options):
-    """Who does the trials."""
-
-    workers: int = option(
-        1,
-        "Processes on this machine that do trials; 0 leaves them to `search-worker` elsewhere.",
-        panel="Search",
-        common=True,
-        ge=0,
-        le=1024,
-    )
-    engine: Literal["processes", "ray"] = option("processes", "What starts the workers.", panel="Search")

@@ -238,6 +238,7 @@ class _Box:
         self.journal = folder / f"{run_id}{SUFFIX}"
         self.files = folder / f"{run_id}.files"
         self.place = folder / f"{run_id}.sent"
+        self.next_place = folder / f"{run_id}.sent-next"
         self.lock = folder / f"{run_id}.lock"
 
     def sent(self) -> int:
@@ -249,16 +250,27 @@ class _Box:
         return place if any(behind == place for behind, _ in records(self.journal)) else 0
 
     def mark(self, place: int) -> None:
-        """Note that the store has all before a place; files of records before it are no longer needed."""
-        self.place.write_text(str(place), encoding="ascii")
-        for folder in self.files.glob("*"):
-            if folder.name < f"{place:012d}":
-                shutil.rmtree(folder, ignore_errors=True)
+        """Note that the store has all before a place; files of records before it are no longer needed.
+
+        On a full disk the note before is left as it is: what is sent twice is there once.
+        """
+        done = [folder for folder in self.files.glob("*") if folder.name < f"{place:012d}"]
+        try:
+            with self.next_place.open("w", encoding="ascii") as file:
+                file.write(str(place))
+                file.flush()
+                if done:  # a note that a power cut takes back would ask for files that are gone
+                    os.fsync(file.fileno())
+            self.next_place.replace(self.place)
+        except OSError:
+            return
+        for folder in done:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self) -> None:
         """All of it."""
         shutil.rmtree(self.files, ignore_errors=True)
-        for path in (self.journal, self.place, self.lock):
+        for path in (self.journal, self.place, self.next_place, self.lock):
             path.unlink(missing_ok=True)
 
 

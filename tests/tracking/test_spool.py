@@ -261,6 +261,22 @@ def test_what_was_sent_and_not_noted_is_sent_again_without_harm(client, tmp_path
     check_all(client, writer.run_id, tmp_path, 4)
 
 
+@pytest.mark.fault("how far was sent cannot be noted", "it is sent all the same; sent once more it is there once")
+def test_a_disk_that_takes_no_note_of_what_was_sent_costs_nothing(client, tmp_path, trained):
+    writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
+    writer.settle(60)
+    writer.spool.box.next_place.mkdir()  # no note can be written there
+    write_all(writer, trained[0], range(1, 5))
+    writer.settle(60)
+    check_all(client, writer.run_id, tmp_path, 4)
+    kept = tmp_path / "copy"
+    writer.spool.box.next_place.rmdir()
+    shutil.copytree(writer.spool.folder, kept)
+    assert [sent.error for sent in send_left(client, kept)] == [""]
+    check_all(client, writer.run_id, tmp_path, 4)
+    writer.finish("FINISHED")
+
+
 @pytest.mark.fault("a file that waits is altered", "it is not sent, and the run says why")
 def test_a_file_that_was_altered_while_it_waited_is_not_sent(client, tmp_path):
     writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
