@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import psutil
 import torch
 
 from benchmarks.contenders import network
@@ -26,12 +29,13 @@ from kd_mlflow.distillers.registry import create
 from kd_mlflow.entrypoints.recording import Recorder
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.runs import RunWriter
-from kd_mlflow.training.checkpoint import CheckpointFolder
+from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow
 from kd_mlflow.training.loop import Task, fit
 from kd_mlflow.training.observer import Observer, Silent
 from kd_mlflow.training.teachers import LiveTeacher
 
 CPU = torch.device("cpu")
+COSTS = ("waits_s", "threads_cpu_s", "server_cpu_s")
 
 
 @click.command()
@@ -47,41 +51,111 @@ def tracking(epochs: int, rounds: int, image_size: int, as_json: bool, markdown:
         os.environ["KD_MLFLOW_HOME"] = str(place / "home")
         config = resolve(DistillConfig, {"epochs": epochs, "image_size": image_size, "device": "cpu"})
         store = prepare(config, place / "home")
-        with _server(place) as url:
-            contenders = {
-                "off": _training(config, store, place, None),
-                "sqlite": _training(config, store, place, f"sqlite:///{place}/mlflow.db"),
-                "http": _training(config, store, place, url),
+        with _server(place) as (url, server):
+            tracked = {
+                "sqlite": _Tracked(config, store, place, f"sqlite:///{place}/mlflow.db"),
+                "http": _Tracked(config, store, place, url, server),
             }
-            seconds = take_turns(contenders, 1, rounds)
+            seconds = take_turns({"off": _untracked(config, store, place), **tracked}, 1, rounds)
+    off = statistics.median(seconds["off"])
+    figures: dict[str, dict[str, float]] = spread(seconds)
+    for name, figure in figures.items():
+        figure |= tracked[name].costs() if name in tracked else dict.fromkeys(COSTS, 0.0)
     result = {
         "machine": machine(),
         "setting": f"ResNet34 → ResNet18 on digits, {image_size} px, {epochs} epochs, median of {rounds} turns.",
-        "contenders": spread(seconds),
-        "ratios": {f"seconds {name}/off": ratio_of_turns(seconds, "off", name) for name in ("sqlite", "http")},
+        "contenders": figures,
+        "ratios": {f"seconds {name}/off": ratio_of_turns(seconds, "off", name) for name in tracked}
+        | {f"work of {name}, share of off": tracked[name].work() / off for name in tracked},
     }
     tell("Tracking", result, as_json, markdown)
 
 
-def _training(config: DistillConfig, store: Store, place: Path, uri: str | None) -> Contender:
-    client = connect(uri) if uri else None
-
+def _untracked(config: DistillConfig, store: Store, place: Path) -> Contender:
     def run(steps: int) -> float:
         started = time.perf_counter()
         for _ in range(steps):
-            if client is None:
-                _fit(config, store, place, Silent())
-                continue
-            with RunWriter.open(
-                client, role="student", experiment="benchmark", run_name="benchmark", tags={}
-            ) as writer:
-                writer.params(config.recorded())
-                writer.start_system_metrics()
-                _fit(config, store, place, Recorder(writer))
-                writer.stop_system_metrics()
+            _fit(config, store, place, Silent())
         return time.perf_counter() - started
 
     return run
+
+
+class _Tracked:
+    """Trains with a run, and adds up what the run costs, which the noise of whole trainings would hide."""
+
+    def __init__(
+        self, config: DistillConfig, store: Store, place: Path, uri: str, server: psutil.Process | None = None
+    ) -> None:
+        self.what = config, store, place
+        self.client = connect(uri)
+        self.server = server
+        # A turn each: seconds that the training waited, processor seconds of other threads, and of the server.
+        self.turns: list[tuple[float, float, float]] = []
+
+    def __call__(self, steps: int) -> float:
+        started = time.perf_counter()
+        for _ in range(steps):
+            self._train()
+        return time.perf_counter() - started
+
+    def costs(self) -> dict[str, float]:
+        """Medians over the turns."""
+        return dict(zip(COSTS, map(statistics.median, zip(*self.turns, strict=True)), strict=True))
+
+    def work(self) -> float:
+        """Seconds by which a training grows that could use every core."""
+        waits, threads, server = self.costs().values()
+        return waits + (threads + server) / (os.cpu_count() or 1)
+
+    def _train(self) -> None:
+        config, store, place = self.what
+        served, waits = self._served(), _Stopwatch()
+        with waits:
+            writer = RunWriter.open(
+                self.client, role="student", experiment="benchmark", run_name="benchmark", tags={}
+            ).__enter__()
+            writer.params(config.recorded())
+            writer.start_system_metrics()
+        _fit(config, store, place, _Clocked(Recorder(writer), waits))
+        threads = _processor_seconds("spool", "SystemMetricsMonitor")
+        with waits:
+            writer.finish("FINISHED")
+        self.turns.append((waits.seconds, threads, self._served() - served))
+
+    def _served(self) -> float:
+        if self.server is None:
+            return 0.0
+        times = [one.cpu_times() for one in (self.server, *self.server.children(recursive=True))]
+        return sum(one.user + one.system for one in times)
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self.started
+
+
+class _Clocked(Silent):
+    """An observer, and how long the training waits for it."""
+
+    def __init__(self, observer: Observer, waits: _Stopwatch) -> None:
+        self.observer, self.waits = observer, waits
+
+    def on_epoch(self, row: EpochRow) -> None:
+        with self.waits:
+            self.observer.on_epoch(row)
+
+
+def _processor_seconds(*names: str) -> float:
+    """What threads of these names have used so far."""
+    clocks = [time.pthread_getcpuclockid(one.ident) for one in threading.enumerate() if one.name in names and one.ident]
+    return sum(map(time.clock_gettime, clocks))
 
 
 def _fit(config: DistillConfig, store: Store, place: Path, observer: Observer) -> None:
@@ -98,7 +172,7 @@ def _fit(config: DistillConfig, store: Store, place: Path, observer: Observer) -
 
 
 @contextmanager
-def _server(place: Path) -> Iterator[str]:
+def _server(place: Path) -> Iterator[tuple[str, psutil.Process]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,7 +186,7 @@ def _server(place: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{url}/health")
-        yield url
+        yield url, psutil.Process(server.pid)
     finally:
         server.terminate()
         server.wait(30)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from kd_mlflow.config import AugmentationOptions, Recipe
 from kd_mlflow.data.augment import augment, centre_crop
 from kd_mlflow.data.batch import Batch
 from kd_mlflow.data.draws import permutation
+from kd_mlflow.data.placing import Lane, load
 from kd_mlflow.data.store import Store
 
 AHEAD = 2
 # Seeds of a run have 32 bits: those of its further views never meet another run's.
 VIEW_SEED = 2**32
-Made = TypeVar("Made")
 
 
 def steps_per_epoch(store: Store, batch_size: int) -> int:
@@ -71,7 +72,7 @@ def training_batches(
     def make(places: np.ndarray) -> Batch:
         return training_view(store, options, places, seed=seed, epoch=epoch, device=device, views=views)
 
-    yield from _ahead(chosen, make)
+    yield from _ahead(chosen, make, device)
 
 
 def training_view(
@@ -85,7 +86,7 @@ def training_view(
     views: int = 1,
 ) -> Batch:
     """The images at these places ``[B]`` of the manifest, as an epoch shows them; the rest as above."""
-    raw = _load(store, places, device)
+    raw = load(store, places, device)
     index, size = torch.from_numpy(places), store.image_size
     images = augment(raw.images, index, options, size=size, seed=seed, epoch=epoch)
     strong = options.model_copy(update={"augmentation": "strong"})
@@ -107,30 +108,22 @@ def evaluation_batches(
     chosen = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
 
     def make(places: np.ndarray) -> Batch:
-        raw = _load(store, places, device)
+        raw = load(store, places, device)
         return Batch(centre_crop(raw.images, store.image_size), raw.labels, raw.index)
 
-    yield from _ahead(chosen, make)
+    yield from _ahead(chosen, make, device)
 
 
-def _load(store: Store, places: np.ndarray, device: torch.device) -> Batch:
-    """The stored squares ``[B, 3, S, S]`` uint8, on the device."""
-    tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in (store.images[places], store.labels[places])]
-    tensors.append(torch.from_numpy(places))
-    if device.type == "cuda":
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
-
-
-def _ahead(todo: list[np.ndarray], make: Callable[[np.ndarray], Made]) -> Iterator[Made]:
-    """Each result in order, AHEAD of them made before they are asked for.
+def _ahead(todo: list[np.ndarray], make: Callable[[np.ndarray], Batch], device: torch.device) -> Iterator[Batch]:
+    """Each batch in order, AHEAD of them made before they are asked for.
 
     The thread ends with the iterator, also when that is closed early; what it raises is raised here.
     """
-    ready: queue.Queue[Made | BaseException | None] = queue.Queue(AHEAD)
+    lane = Lane(device)
+    ready: queue.Queue[tuple[Batch, Any] | BaseException | None] = queue.Queue(AHEAD)
     stop = threading.Event()
 
-    def put(result: Made | BaseException | None) -> None:
+    def put(result: tuple[Batch, Any] | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 return ready.put(result, timeout=0.1)
@@ -142,7 +135,7 @@ def _ahead(todo: list[np.ndarray], make: Callable[[np.ndarray], Made]) -> Iterat
             for one in todo:
                 if stop.is_set():
                     return
-                put(make(one))
+                put(lane.make(functools.partial(make, one)))
             put(None)
         except BaseException as error:
             put(error)
@@ -153,7 +146,7 @@ def _ahead(todo: list[np.ndarray], make: Callable[[np.ndarray], Made]) -> Iterat
         while (result := ready.get()) is not None:
             if isinstance(result, BaseException):
                 raise result
-            yield result
+            yield lane.hand_over(*result)
     finally:
         stop.set()
         thread.join()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_mlflow.data.placing import to_device
 from kd_mlflow.models.taps import Outputs
 
 RecordPrecision = Literal["float16", "float32"]
@@ -70,7 +71,7 @@ class Codec:
         logits = kept
         if self.classes > WHOLE:
             share = _tensor(records["rest"], device) - np.log(self.classes - KEPT)
-            places = _sent(torch.from_numpy(records["places"].astype(np.int64)), device)
+            places = to_device(torch.from_numpy(records["places"].astype(np.int64)), device)
             logits = share[:, None].repeat(1, self.classes).scatter(1, places, kept)
         return Outputs(logits, _tensor(records["pooled"], device) if self.pooled else None)
 
@@ -81,9 +82,4 @@ def is_finite(records: np.ndarray) -> bool:
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return _sent(torch.from_numpy(values.astype(np.float32)), device)
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+    return to_device(torch.from_numpy(values.astype(np.float32)), device)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from kd_mlflow.config import AugmentationOptions
+from kd_mlflow.data import placing
 from kd_mlflow.data.augment import augment
 from kd_mlflow.data.loading import evaluation_batches, steps_per_epoch, training_batches
+from kd_mlflow.data.placing import resident
 from kd_mlflow.data.store import Store
 
 CPU = torch.device("cpu")
@@ -115,3 +117,28 @@ def test_error_in_the_thread_reaches_the_loop(store: Store):
     with pytest.raises(IndexError, match="out of bounds"):
         epoch_of(cut)
     assert loaders() == []
+
+
+def test_a_store_that_stays_on_the_device_gives_the_same_batches(store: Store, monkeypatch):
+    plain = epoch_of(store, AugmentationOptions(augmentation="strong"))
+    judged = list(evaluation_batches(store, "val", batch_size=4, device=CPU))
+    assert resident(store, CPU) is None  # a mapped file needs no copy
+    again = replace(store)
+    monkeypatch.setattr(placing, "_free", lambda device: 4 * store.images.nbytes)
+    monkeypatch.setattr(placing, "CHUNK", 5)
+    kept = resident(again, CPU)
+    assert kept is resident(again, CPU)
+    assert np.array_equal(kept.numpy(), store.images)
+    # What is not read any more may be gone.
+    object.__setattr__(again, "images", np.zeros_like(store.images))
+    for one, two in zip(epoch_of(again, AugmentationOptions(augmentation="strong")), plain, strict=True):
+        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.labels, two.labels)
+        assert torch.equal(one.index, two.index)
+    for one, two in zip(evaluation_batches(again, "val", batch_size=4, device=CPU), judged, strict=True):
+        assert torch.equal(one.images, two.images)
+
+
+def test_a_store_that_does_not_fit_is_read_batch_by_batch(store: Store, monkeypatch):
+    monkeypatch.setattr(placing, "_free", lambda device: 4 * store.images.nbytes - 1)
+    assert resident(store, CPU) is None

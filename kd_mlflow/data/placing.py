@@ -1,0 +1,90 @@
+"""Pixels on their way to the device that trains."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_mlflow.data.batch import Batch
+from kd_mlflow.data.store import Store
+
+# How much of a GPU's free memory a data set may take.
+SHARE = 0.25
+CHUNK = 1024
+
+_held: WeakKeyDictionary[Store, dict[torch.device, Tensor | None]] = WeakKeyDictionary()
+_holding = threading.Lock()
+
+
+def load(store: Store, places: np.ndarray, device: torch.device) -> Batch:
+    """The stored squares ``[B, 3, S, S]`` uint8 at these places of the manifest, on the device."""
+    index, labels = (to_device(torch.from_numpy(part), device) for part in (places, store.labels[places]))
+    pixels = resident(store, device)
+    images = to_device(torch.from_numpy(store.images[places]), device) if pixels is None else pixels[index]
+    return Batch(images, labels, index)
+
+
+def resident(store: Store, device: torch.device) -> Tensor | None:
+    """Every square of a store ``[N, 3, S, S]`` on a GPU, put there once; None where it has not the room for them."""
+    with _holding:
+        held = _held.setdefault(store, {})
+        if device not in held:
+            held[device] = None
+            if store.images.nbytes <= SHARE * _free(device):
+                with suppress(torch.OutOfMemoryError):  # somebody else may have taken the room meanwhile
+                    held[device] = _copy(store, device)
+        return held[device]
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; the host does not wait for the copy."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+class Lane:
+    """A GPU's own stream for batches: they are made while it works at the step before. Elsewhere it does nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        # One for all: what stays on the GPU is only ever read by the stream that put it there.
+        self.stream = _stream(device) if device.type == "cuda" else None
+
+    def make(self, work: Callable[[], Batch]) -> tuple[Batch, torch.cuda.Event | None]:
+        """What ``work`` makes, and what has to be over before anybody reads it."""
+        if self.stream is None:
+            return work(), None
+        with torch.cuda.stream(self.stream):
+            return work(), self.stream.record_event()
+
+    def hand_over(self, batch: Batch, made: torch.cuda.Event | None) -> Batch:
+        """The batch, for the stream of the caller: it waits for the batch, and the batch's memory waits for it."""
+        if made is not None:
+            current = torch.cuda.current_stream(batch.images.device)
+            current.wait_event(made)
+            for tensor in (batch.images, batch.labels, batch.index, *batch.others):
+                tensor.record_stream(current)
+        return batch
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a GPU that nobody has; 0 elsewhere, where a store is mapped and takes no copy."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def _copy(store: Store, device: torch.device) -> Tensor:
+    pixels = torch.empty(store.images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), CHUNK):
+        some = np.array(store.images[start : start + CHUNK])
+        pixels[start : start + CHUNK].copy_(to_device(torch.from_numpy(some), device))
+    return pixels
