@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class Spool:
         self.box = _Box(folder, run_id)
         self.journal = Journal(self.box.journal)
         self.sent = self.box.sent()
+        self.box.mark(self.sent)
         self.error = ""
         self.refused = False
         self.changed = threading.Condition()
@@ -238,7 +240,6 @@ class _Box:
         self.journal = folder / f"{run_id}{SUFFIX}"
         self.files = folder / f"{run_id}.files"
         self.place = folder / f"{run_id}.sent"
-        self.next_place = folder / f"{run_id}.sent-next"
         self.lock = folder / f"{run_id}.lock"
 
     def sent(self) -> int:
@@ -252,16 +253,18 @@ class _Box:
     def mark(self, place: int) -> None:
         """Note that the store has all before a place; files of records before it are no longer needed.
 
-        On a full disk the note before is left as it is: what is sent twice is there once.
+        The note keeps its length and its place on the disk, so that a full disk takes it and a power cut leaves it or
+        the one before. Where it cannot be written the files stay: what is sent twice is there once.
         """
         done = [folder for folder in self.files.glob("*") if folder.name < f"{place:012d}"]
         try:
-            with self.next_place.open("w", encoding="ascii") as file:
-                file.write(str(place))
-                file.flush()
+            number = os.open(self.place, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                os.write(number, f"{place:020d}".encode("ascii"))
                 if done:  # a note that a power cut takes back would ask for files that are gone
-                    os.fsync(file.fileno())
-            self.next_place.replace(self.place)
+                    os.fsync(number)
+            finally:
+                os.close(number)
         except OSError:
             return
         for folder in done:
@@ -270,13 +273,17 @@ class _Box:
     def remove(self) -> None:
         """All of it."""
         shutil.rmtree(self.files, ignore_errors=True)
-        for path in (self.journal, self.place, self.next_place, self.lock):
+        for path in (self.journal, self.place, self.lock):
             path.unlink(missing_ok=True)
 
 
 def _check_room(folder: Path) -> None:
     limit = float(os.environ.get(LIMIT) or LIMIT_GB)
-    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    taken = 0
+    for above, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # senders take files away at any time
+                taken += os.lstat(os.path.join(above, name)).st_size
     if taken > limit * 1e9:
         raise OSError(None, f"what waits for the store takes {taken / 1e9:.1f} GB, more than {LIMIT}={limit:g}")
 

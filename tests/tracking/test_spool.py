@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from mlflow import MlflowClient
 from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.runs import RunWriter, download, history, read_json, read_run
-from kd_mlflow.tracking.spool import Spool, send_left
+from kd_mlflow.tracking.spool import Spool, _check_room, send_left
 from tests.conftest import ROOT
 from tests.tracking.helpers import CLASSES, SIZE
 from tests.tracking.test_server import free_port, served
@@ -265,16 +266,55 @@ def test_what_was_sent_and_not_noted_is_sent_again_without_harm(client, tmp_path
 def test_a_disk_that_takes_no_note_of_what_was_sent_costs_nothing(client, tmp_path, trained):
     writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
     writer.settle(60)
-    writer.spool.box.next_place.mkdir()  # no note can be written there
+    note = writer.spool.box.place.read_bytes()
+    writer.spool.box.place.unlink()
+    writer.spool.box.place.mkdir()  # no note can be written there
     write_all(writer, trained[0], range(1, 5))
     writer.settle(60)
     check_all(client, writer.run_id, tmp_path, 4)
     kept = tmp_path / "copy"
-    writer.spool.box.next_place.rmdir()
+    writer.spool.box.place.rmdir()
+    writer.spool.box.place.write_bytes(note)
     shutil.copytree(writer.spool.folder, kept)
     assert [sent.error for sent in send_left(client, kept)] == [""]
     check_all(client, writer.run_id, tmp_path, 4)
     writer.finish("FINISHED")
+
+
+def test_a_note_takes_no_more_room_than_it_has(client, tmp_path):
+    """What a full disk takes, and what a power cut leaves whole: the same bytes of the same file."""
+    writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
+    place = writer.spool.box.place
+    before = place.stat()
+    writer.metrics({"val/loss": 1.0}, 1, 1001)
+    writer.settle(60)
+    assert (place.stat().st_ino, place.stat().st_size) == (before.st_ino, before.st_size)
+    assert int(place.read_text()) == writer.spool.journal.end
+    writer.finish("FINISHED")
+
+
+@pytest.mark.fault("other runs' files go while the room is measured", "nobody is told of a full disk")
+def test_room_is_measured_while_others_take_their_files_away(tmp_path):
+    over = threading.Event()
+
+    def churn(number: int) -> None:
+        while not over.is_set():
+            folder = tmp_path / f"{number}.files" / "000000000000" / "deep"
+            folder.mkdir(parents=True)
+            for name in range(5):
+                (folder / str(name)).write_bytes(b"x")
+            shutil.rmtree(tmp_path / f"{number}.files")
+
+    threads = [threading.Thread(target=churn, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2000):
+            _check_room(tmp_path)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.fault("a file that waits is altered", "it is not sent, and the run says why")
