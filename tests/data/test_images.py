@@ -11,12 +11,7 @@ from PIL import Image
 
 from kd_mlflow.data.images import BadImage, decode, read_image
 from kd_mlflow.data.jpeg import plain_size
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+from tests.pictures import encoded, turned, with_late_exif
 
 
 def reason(data: bytes) -> str:
@@ -76,9 +71,7 @@ def test_exif_orientation_is_undone(orientation: int):
     stored = upright
     for transpose in undo:
         stored = stored.transpose(Image.Transpose(transpose))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    result = decode(encoded(stored, "PNG", exif=exif), 8)
+    result = decode(encoded(stored, "PNG", exif=turned(orientation)), 8)
     assert (result.width, result.height) == (64, 48)
     assert np.array_equal(result.pixels, read_image(encoded(upright, "PNG"), 8))
 
@@ -149,19 +142,27 @@ def test_plain_jpeg_has_the_pixels_that_pillow_decodes(subsampling: str, progres
 
 
 def test_only_three_colours_without_a_word_on_them_are_a_plain_jpeg(photo):
-    image, exif = photo(8), Image.Exif()
-    exif[0x0112] = 6
+    image, exif = photo(8), turned()
     for other in (
         encoded(image, "PNG"),
         encoded(image.convert("L"), "JPEG"),
         encoded(image.convert("CMYK"), "JPEG"),
         encoded(image, "JPEG", exif=exif),
+        with_late_exif(encoded(image, "JPEG"), exif),
         encoded(image, "JPEG", keep_rgb=True),
         encoded(image, "JPEG")[:30],
         b"\xff\xd8",
     ):
         assert plain_size(other) is None
     assert plain_size(encoded(image, "JPEG", comment=b"a cat", icc_profile=b"x" * 70000)) == image.size
+
+
+def test_exif_data_behind_the_frames_header_turns_the_image(photo):
+    image, exif = photo(8, 83, 61), turned()
+    late = decode(with_late_exif(encoded(image, "JPEG"), exif), 37)
+    usual = decode(encoded(image, "JPEG", exif=exif), 37)
+    assert (late.width, late.height) == (usual.width, usual.height) == (61, 83)
+    assert np.array_equal(late.pixels, usual.pixels)
 
 
 @pytest.mark.fault("a JPEG with flipped, lost or foreign bytes", "the same verdict from either decoder")

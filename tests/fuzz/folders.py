@@ -22,8 +22,8 @@ from tests.fuzz.sentences import one_sentence
 DESCRIPTION, WEIGHTS = b"d", b"w"
 
 
-def one_input(data: bytes) -> None:
-    """Load the folder; the weights also as a file of their own."""
+def one_input(data: bytes) -> bool:
+    """Load the folder; the weights also as a file of their own. Whether it is a network."""
     kind, content = data[:1], data[1:]
     description, weights = _whole()
     if kind == WEIGHTS:
@@ -36,14 +36,16 @@ def one_input(data: bytes) -> None:
         (place / "model.json").write_bytes(description)
         (place / "model.safetensors").write_bytes(weights)
         try:
-            assert isinstance(load_model(place), Classifier)
+            read = isinstance(load_model(place), Classifier)
         except InputError as error:
             one_sentence(error)
+            read = False
         if kind == WEIGHTS:
             try:
                 assert read_weights(place / "model.safetensors")
             except InputError as error:
                 one_sentence(error)
+    return read
 
 
 def seeds() -> list[bytes]:

@@ -15,8 +15,8 @@ from kd_mlflow.errors import InputError
 from tests.fuzz.sentences import one_sentence
 
 
-def one_input(data: bytes) -> None:
-    """List the archive, and read every item."""
+def one_input(data: bytes) -> bool:
+    """List the archive, and read every item. Whether it is an archive of images."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "photos.tar"
         path.write_bytes(data)
@@ -25,9 +25,10 @@ def one_input(data: bytes) -> None:
             items = source.arrangement().items
         except InputError as error:
             one_sentence(error)
-            return
+            return False
         for place, item in enumerate(items):
             assert item.entry.problem or len(source.read(place)) == item.entry.size
+    return True
 
 
 def seeds() -> list[bytes]:

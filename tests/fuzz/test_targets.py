@@ -27,11 +27,10 @@ def damaged(draw: some.DrawFn, corpus: list[bytes]) -> bytes:
 
 @pytest.mark.parametrize("target", [images, folders, tars], ids=lambda target: target.__name__.rpartition(".")[2])
 def test_the_corpus_itself_is_read(target):
-    for data in target.seeds():
-        target.one_input(data)
+    assert all(target.one_input(data) for data in target.seeds())
 
 
-@pytest.mark.fault("an image file of any bytes", "pixels or a reason, in training and in a served model")
+@pytest.mark.fault("an image file of any bytes", "pixels or a reason, the same in training and in a served model")
 @given(data=damaged(images.seeds()) | some.binary(max_size=300))
 @BOUNDED
 def test_images_of_any_bytes(data):

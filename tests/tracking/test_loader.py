@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from base64 import b64encode
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 
 from kd_mlflow.data.images import read_image as read_for_training
 from kd_mlflow.tracking.loader import pixels_of, read_image
+from tests.pictures import encoded, turned, with_late_exif
 
 SIZE = 32
 SIDE = 37  # ceil(8/7 * 32)
@@ -19,39 +19,28 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def file_of(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
 def centre(pixels: np.ndarray) -> np.ndarray:
     margin = (pixels.shape[1] - SIZE) // 2
     return pixels[:, margin : margin + SIZE, margin : margin + SIZE]
 
 
-def rotated() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return file_of(picture(80, 50), "JPEG", exif=exif)
-
-
 @pytest.mark.parametrize(
     "data",
     [
-        file_of(picture(80, 50)),
-        file_of(picture(31, 200)),
-        file_of(picture(80, 51), "JPEG"),
-        file_of(picture(900, 700), "JPEG"),
-        file_of(picture(900, 700)),
-        file_of(picture(80, 50), "WEBP"),
-        file_of(picture(80, 50).convert("L")),
-        file_of(picture(80, 50).convert("P")),
-        file_of(picture(80, 50).convert("LA")),
-        file_of(picture(80, 50).convert("RGBA")),
-        file_of(picture(80, 50).convert("CMYK"), "JPEG"),
-        file_of(Image.fromarray(np.arange(3000, dtype=np.uint16).reshape(50, 60) * 20)),
-        rotated(),
+        encoded(picture(80, 50)),
+        encoded(picture(31, 200)),
+        encoded(picture(80, 51), "JPEG"),
+        encoded(picture(900, 700), "JPEG"),
+        encoded(picture(900, 700)),
+        encoded(picture(80, 50), "WEBP"),
+        encoded(picture(80, 50).convert("L")),
+        encoded(picture(80, 50).convert("P")),
+        encoded(picture(80, 50).convert("LA")),
+        encoded(picture(80, 50).convert("RGBA")),
+        encoded(picture(80, 50).convert("CMYK"), "JPEG"),
+        encoded(Image.fromarray(np.arange(3000, dtype=np.uint16).reshape(50, 60) * 20)),
+        encoded(picture(80, 50), "JPEG", exif=turned()),
+        with_late_exif(encoded(picture(80, 50), "JPEG"), turned()),
     ],
     ids=[
         "png",
@@ -67,6 +56,7 @@ def rotated() -> bytes:
         "cmyk",
         "16 bit",
         "exif",
+        "late exif",
     ],
 )
 def test_image_is_read_as_for_evaluation(data: bytes) -> None:
@@ -75,7 +65,7 @@ def test_image_is_read_as_for_evaluation(data: bytes) -> None:
 
 
 def test_bytes_and_base64_are_the_same_image() -> None:
-    data = file_of(picture(80, 50))
+    data = encoded(picture(80, 50))
     text = b64encode(data).decode()
     forms = [
         data,
@@ -104,7 +94,7 @@ def test_array_of_the_models_own_size_is_taken_as_it_is() -> None:
 
 def test_array_of_another_size_is_scaled_and_cropped_like_a_file() -> None:
     rows = np.asarray(picture(80, 50))
-    expected = read_image(file_of(picture(80, 50)), SIZE)
+    expected = read_image(encoded(picture(80, 50)), SIZE)
     for given in (rows, rows[None], rows.transpose(2, 0, 1), rows.transpose(2, 0, 1)[None]):
         assert np.array_equal(pixels_of(given, SIZE)[0], expected)
 
@@ -118,11 +108,11 @@ def test_no_images_are_no_rows() -> None:
     ("given", "sentence"),
     [
         (pd.DataFrame({"picture": ["x"]}), "needs a column 'image'; it has picture"),
-        ([file_of(picture(80, 50)), b"no image"], "Image 1 cannot be used"),
-        ([file_of(picture(80, 50))[:200]], "Image 0 cannot be used"),
+        ([encoded(picture(80, 50)), b"no image"], "Image 1 cannot be used"),
+        ([encoded(picture(80, 50))[:200]], "Image 0 cannot be used"),
         ([b""], "Image 0 cannot be used"),
         (["not base64!"], "Image 0 cannot be used: the text is not base64"),
-        ([file_of(picture(80, 50)), None], "Image 1 cannot be used: it is a NoneType"),
+        ([encoded(picture(80, 50)), None], "Image 1 cannot be used: it is a NoneType"),
         (np.zeros((1, 3, SIZE, SIZE), np.float32), "must be integers from 0 to 255, not float32"),
         (np.full((1, 3, SIZE, SIZE), 256), "must be integers from 0 to 255"),
         (np.zeros((1, 4, SIZE, SIZE), np.uint8), r"must be \[B, 3, H, W\] or \[B, H, W, 3\]"),
