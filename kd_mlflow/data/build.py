@@ -12,6 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -231,7 +232,8 @@ class _Writer:
     def discard(self) -> None:
         self.flusher.shutdown()
         for file in (self.pixels, self.moments):
-            file.close()
+            with suppress(OSError):  # a full disk does not take what is left either
+                file.close()
         (self.folder / "moments").unlink(missing_ok=True)
 
 

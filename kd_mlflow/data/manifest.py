@@ -123,6 +123,9 @@ def _fits(meta: Meta) -> bool:
         set(meta.marks) == FILES
         and all(type(number) is int and number >= 0 for number in whole)
         and all(type(mark.mtime_ns) is int and type(mark.sha256) is str for mark in meta.marks.values())
+        and all(type(mark.row_size) is int for mark in meta.marks.values())
+        and {mark.row_size for name, mark in meta.marks.items() if name != IMAGES} == {0}
+        and meta.marks[IMAGES].row_size == 3 * meta.side**2
         and meta.marks[IMAGES].size == meta.count * 3 * meta.side**2
         and all(type(text) is str for text in texts)
         and all(len(one) == 2 for one in meta.bad)

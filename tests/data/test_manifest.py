@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from hypothesis import strategies as some
 
 from kd_mlflow.data import manifest
 from kd_mlflow.data.layout import SPLITS
-from kd_mlflow.data.manifest import DamagedStore, Meta, mark_file, read_meta, write_meta
+from kd_mlflow.data.manifest import DamagedStore, FileMark, Meta, mark_file, read_meta, write_meta
 
 SIDE = 2
 NAMES = some.text(some.characters(), max_size=8)  # lone surrogates too: names of files may be any bytes
@@ -30,7 +31,8 @@ def write_store(folder: Path, classes: list[str], bad: list[list[str]], count: i
     np.save(folder / manifest.LABELS, np.arange(count, dtype=np.int64) % len(classes))
     np.save(folder / manifest.SPLIT_CODES, np.zeros(count, dtype=np.int8))
     np.save(folder / manifest.OFFSETS, np.arange(count + 1, dtype=np.int64) * 3)
-    marks = {name: mark_file(folder / name) for name in sorted(manifest.FILES)}
+    rows = {name: 3 * SIDE**2 if name == manifest.IMAGES else 0 for name in sorted(manifest.FILES)}
+    marks = {name: mark_file(folder / name, row_size=size) for name, size in rows.items()}
     meta = Meta("key", "digest", classes, 2, SIDE, count, count, [0.5] * 3, [0.2] * 3, [], bad, marks)
     write_meta(folder, meta)
     return meta
@@ -60,6 +62,25 @@ def test_any_value_in_any_place_is_a_store_or_a_damaged_one(name, value):
             return
         assert found.count == 3
         assert np.load(Path(folder) / manifest.LABELS).max() < len(found.classes)
+
+
+@pytest.mark.fault("a sealed store.json with anything about a file", "its store, or it is taken as damaged")
+@given(
+    file=some.sampled_from(sorted(manifest.FILES)),
+    name=some.sampled_from(sorted(FileMark.__dataclass_fields__)),
+    value=ANYTHING | some.sampled_from([-1, 1.5, 2**60, 3 * SIDE**2]),
+)
+def test_any_value_about_a_file_is_a_store_or_a_damaged_one(file, name, value):
+    with TemporaryDirectory() as folder:
+        content = asdict(write_store(Path(folder), ["a", "b"], [], count=3))
+        content["marks"][file][name] = value
+        seal(Path(folder), content)
+        for path in Path(folder).iterdir():
+            os.utime(path, (1, 1))  # so that every file is read and hashed
+        try:
+            assert read_meta(Path(folder)).count == 3
+        except DamagedStore:
+            return
 
 
 @given(some.binary(max_size=200))

@@ -245,6 +245,20 @@ def test_two_processes_at_once_build_one_store(tmp_path: Path, fill, home: Path)
     assert len([path for path in (home / "stores").iterdir() if (path / "store.json").exists()]) == 1
 
 
+@pytest.mark.fault("the disk is full while a store is built", "one sentence; nothing is left that looks like a store")
+def test_a_full_disk_ends_a_build_with_a_sentence(tmp_path: Path, fill, home: Path):
+    root = fill(tmp_path / "pets", {**SPLIT_FOLDERS, "train/cat": 150})
+    # No file may grow beyond 1 MB: the system refuses what a full disk would.
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))" + PREPARE
+    command = [sys.executable, "-c", limited, str(root), str(home)]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    assert "InputError: The store in" in said
+    assert "cannot be written" in said
+    assert said.count("Traceback") == 1  # that of the sentence itself
+    assert not list(home.glob("stores/*/store.json"))
+    assert len(prepare(DataOptions(data=str(root), image_size=64), home).labels) > 150
+
+
 @pytest.mark.fault("SIGKILL while a store is built", "nothing stands in the way of the next")
 def test_killed_build_leaves_nothing_in_the_way(tmp_path: Path, fill, home: Path, photo):
     root = fill(tmp_path / "pets", SPLIT_FOLDERS)
