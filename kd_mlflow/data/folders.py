@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_mlflow.data.images import MAX_BYTES, read_file, too_many_bytes
+from kd_mlflow.data.images import MAX_BYTES, opened_path, read_file, too_many_bytes
 from kd_mlflow.data.layout import MAX_DEPTH, Arrangement, Entry, arrange, is_clutter
 from kd_mlflow.errors import InputError
 
@@ -44,7 +44,7 @@ class FolderSource:
     def read(self, place: int) -> bytes:
         """The bytes of an item's file, which may have become another one since it was listed."""
         path = self._arranged.items[place].entry.path
-        return read_file(f"{self.root}/{path}", lambda real: self._check_inside(real, path))
+        return read_file(f"{self.root}/{path}", lambda real: self._check_inside(real, self._opened_root, path))
 
     @functools.cached_property
     def _arranged(self) -> Arrangement:
@@ -86,18 +86,22 @@ class FolderSource:
 
     def _real(self, one: Path, path: str) -> str:
         real = os.path.realpath(one)
-        self._check_inside(real, path)
+        self._check_inside(real, os.path.realpath(self.root), path)
         return real
 
-    def _check_inside(self, real: str, path: str) -> None:
-        if not real.startswith(self._inside):
+    def _check_inside(self, real: str, root: str, path: str) -> None:
+        if not real.startswith(os.path.join(root, "")):
             raise InputError(f"The link {path!r} leads out of the folder {str(self.root)!r}; copy what it points to "
                              "into the folder, or remove it.")  # fmt: skip
 
     @functools.cached_property
-    def _inside(self) -> str:
-        """How the real path of everything below the root begins."""
-        return os.path.join(os.path.realpath(self.root), "")
+    def _opened_root(self) -> str:
+        """The root as the system calls it, which on some disks is not how it was typed."""
+        number = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return opened_path(number, self.root)
+        finally:
+            os.close(number)
 
 
 def _is_folder(one: os.DirEntry[str]) -> bool:

@@ -89,19 +89,23 @@ def read_file(path: Path | str, allowed: Callable[[str], object] | None = None) 
     OSError
         It cannot be read, is a pipe or a device, which could keep one waiting for ever, or is absurdly large.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
         if allowed is not None:
-            allowed(_opened(file.fileno(), path))
-        status = os.fstat(file.fileno())
+            allowed(opened_path(number, path))
+        status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         if status.st_size > MAX_BYTES:
             raise OSError(too_many_bytes(status.st_size))
-        return file.read(status.st_size)
+        with open(number, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    finally:
+        os.close(number)
 
 
-def _opened(number: int, path: Path | str) -> str:
-    """Where an open file really lies: the system knows, and says so far quicker than links can be followed."""
+def opened_path(number: int, path: Path | str) -> str:
+    """Where an open file or folder lies; the system says so far quicker than links can be followed once more."""
     try:
         return os.readlink(f"/proc/self/fd/{number}")
     except OSError:  # not Linux

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path):
             read_image(path, 8)
 
 
+def test_a_folder_is_no_image_and_nothing_is_left_open(tmp_path: Path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(BadImage, match="not a regular file"):
+            read_image(tmp_path, 8)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path):
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
@@ -98,7 +107,7 @@ def test_what_lies_too_deep_is_refused_by_name(tmp_path: Path, fill, pack, prepa
     root = fill(tmp_path / "pets", FOLDERS)
     with pytest.raises(InputError, match=f"more than {MAX_DEPTH} folders deep"):
         prepared(pack(tmp_path / "deep.tar", {"cat/" + "a/" * 20_000 + "x.png": b"x"}))
-    (root / "cat" / "/".join("a" * 1 for _ in range(MAX_DEPTH + 1))).mkdir(parents=True)
+    root.joinpath("cat", *["a"] * (MAX_DEPTH + 1)).mkdir(parents=True)
     with pytest.raises(InputError, match=f"more than {MAX_DEPTH} folders deep"):
         prepared(root)
 
@@ -109,8 +118,13 @@ def test_a_header_that_claims_terabytes_is_refused(tmp_path: Path, prepared, kin
     member = tarfile.TarInfo("cat/1.png")
     member.type, member.size = kind, 2**42
     (tmp_path / "forged.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
-    with pytest.raises(InputError, match=r"forged\.tar"):
-        prepared(tmp_path / "forged.tar")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"forged\.tar"):
+            prepared(tmp_path / "forged.tar")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.fault("a tar whose headers lead back or never end", "refused; the reading ends")
