@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
-from contextlib import suppress
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,9 +16,6 @@ from kd_mlflow.data.store import Store
 SHARE = 0.25
 CHUNK = 1024
 
-_held: WeakKeyDictionary[Store, dict[torch.device, Tensor | None]] = WeakKeyDictionary()
-_holding = threading.Lock()
-
 
 def load(store: Store, places: np.ndarray, device: torch.device) -> Batch:
     """The stored squares ``[B, 3, S, S]`` uint8 at these places of the manifest, on the device."""
@@ -33,14 +27,10 @@ def load(store: Store, places: np.ndarray, device: torch.device) -> Batch:
 
 def resident(store: Store, device: torch.device) -> Tensor | None:
     """Every square of a store ``[N, 3, S, S]`` on a GPU, put there once; None where it has not the room for them."""
-    with _holding:
-        held = _held.setdefault(store, {})
-        if device not in held:
-            held[device] = None
-            if store.images.nbytes <= SHARE * _free(device):
-                with suppress(torch.OutOfMemoryError):  # somebody else may have taken the room meanwhile
-                    held[device] = _copy(store, device)
-        return held[device]
+    if device not in store.copies:
+        fits = store.images.nbytes <= SHARE * _free(device)
+        store.copies[device] = _copy(store, device) if fits else None
+    return store.copies[device]
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -52,7 +42,6 @@ class Lane:
     """A GPU's own stream for batches: they are made while it works at the step before. Elsewhere it does nothing."""
 
     def __init__(self, device: torch.device) -> None:
-        # One for all: what stays on the GPU is only ever read by the stream that put it there.
         self.stream = _stream(device) if device.type == "cuda" else None
 
     def make(self, work: Callable[[], Batch]) -> tuple[Batch, torch.cuda.Event | None]:
@@ -74,6 +63,7 @@ class Lane:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
+    # One for all batches: PyTorch keeps freed memory apart by stream.
     return torch.cuda.Stream(device)
 
 
@@ -82,9 +72,14 @@ def _free(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-def _copy(store: Store, device: torch.device) -> Tensor:
-    pixels = torch.empty(store.images.shape, dtype=torch.uint8, device=device)
+def _copy(store: Store, device: torch.device) -> Tensor | None:
+    try:
+        pixels = torch.empty(store.images.shape, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError:  # somebody else has taken the room meanwhile
+        return None
     for start in range(0, len(pixels), CHUNK):
         some = np.array(store.images[start : start + CHUNK])
         pixels[start : start + CHUNK].copy_(to_device(torch.from_numpy(some), device))
+    if device.type == "cuda":  # whatever stream reads it later need not wait for this one
+        torch.cuda.current_stream(device).synchronize()
     return pixels

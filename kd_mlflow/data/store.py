@@ -9,11 +9,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from kd_mlflow.config import DataOptions
 from kd_mlflow.data import manifest
@@ -56,6 +58,8 @@ class Store:
         The files that were left out.
     warnings:
         What a person should know about the data.
+    copies:
+        Where ``images`` also lies, by device; None where it has not the room. Kept by :mod:`kd_mlflow.data.placing`.
     """
 
     path: Path
@@ -71,6 +75,7 @@ class Store:
     std: tuple[float, float, float]
     bad: tuple[BadFile, ...]
     warnings: tuple[str, ...]
+    copies: dict[torch.device, Tensor | None] = field(default_factory=dict, init=False, repr=False)
 
     def path_of(self, index: int) -> str:
         """The path of an image's file, relative to the root of the data set."""
