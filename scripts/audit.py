@@ -7,10 +7,13 @@ and without a network.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
 
+# How the libraries that pip-audit asks through say that they got no answer.
+AWAY = re.compile(r"ConnectionError|ConnectTimeout|ReadTimeout|Failed to resolve|Max retries exceeded|ServiceError")
 COMMAND = (
     *(sys.executable, "-m", "pip_audit", "--vulnerability-service", "osv", "--format", "json", "--skip-editable"),
     *("--progress-spinner", "off", "--timeout", "10"),
@@ -31,8 +34,10 @@ def verdict(code: int, out: str, err: str) -> tuple[int, str]:
     try:
         report = json.loads(out)
     except ValueError:
-        reason = (err.strip().splitlines() or [f"pip-audit ended with {code}"])[-1]
-        return 0, f"The installed packages are NOT audited: the OSV service cannot be reached ({reason[:300]})."
+        reason = (err.strip().splitlines() or [f"it ended with {code}"])[-1][:300]
+        if not AWAY.search(err):
+            return 1, f"pip-audit failed: {reason}"
+        return 0, f"The installed packages are NOT audited: the OSV service cannot be reached ({reason})."
     if found := findings(report):
         return 1, "\n".join(found)
     audited = sum("skip_reason" not in package for package in report["dependencies"])

@@ -30,6 +30,14 @@ def test_what_is_found_fails_and_what_is_not_does_not(packages, code, said):
     assert audit.verdict(code, json.dumps({"dependencies": packages, "fixes": []}), "") == (code, said)
 
 
+def test_an_audit_that_does_not_run_fails():
+    assert audit.verdict(1, "", "python: No module named pip_audit\n") == (
+        1,
+        "pip-audit failed: python: No module named pip_audit",
+    )
+    assert audit.verdict(2, "", "") == (1, "pip-audit failed: it ended with 2")
+
+
 def test_a_service_that_cannot_be_reached_is_said_plainly():
     code, said = audit.verdict(1, "", "Traceback …\nConnectionError: Failed to resolve 'api.osv.dev'\n")
     assert code == 0
