@@ -18,7 +18,7 @@ install: .venv/.installed
 	@$(ACTIVATE) && python scripts/mlflow_environment.py
 
 .venv/.installed: pyproject.toml python_env.yaml $(UV)
-	$(UV) venv --quiet --allow-existing --python ">=3.11" .venv
+	$(UV) venv --seed --quiet --allow-existing --python ">=3.11" .venv
 	$(UV) pip install --python .venv/bin/python uv -e .
 	@touch $@
 

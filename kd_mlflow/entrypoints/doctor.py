@@ -77,7 +77,7 @@ def _extras() -> Finding:
         "extras",
         "note",
         f"not installed: {', '.join(missing)}",
-        "needed only for `export` to ONNX (pip install 'kd-mlflow[onnx]') and for timm:… architectures",
+        "needed only for `export` to ONNX (pip install onnx onnxscript onnxruntime) and for timm:… architectures",
     )
 
 

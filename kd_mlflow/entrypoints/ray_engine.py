@@ -185,7 +185,7 @@ def _import_ray() -> ModuleType:
     try:
         import ray
     except ImportError:
-        raise InputError("--engine ray needs Ray; install it with: pip install 'kd-mlflow[ray]'") from None
+        raise InputError("--engine ray needs Ray; install it with: pip install ray") from None
     return ray
 
 

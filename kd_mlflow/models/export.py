@@ -48,7 +48,7 @@ def export_onnx(model: Classifier, path: Path, *, opset: int | None = None) -> f
     """
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
-        raise InputError(f"Export to ONNX needs {', '.join(absent)}: pip install 'kd-mlflow[onnx]'.")
+        raise InputError(f"Export to ONNX needs more packages; install them with: pip install {' '.join(absent)}.")
     import onnxruntime
 
     own = copy.deepcopy(model).cpu().eval()
