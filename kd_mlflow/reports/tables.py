@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.tracking.encode import FORMULA
 
 QUALITY = {
     "accuracy": "accuracy",
@@ -49,7 +50,6 @@ COST = {
     "training_energy_j": ("energy of the training, J", "{:.0f}"),
 }
 NOT_MEASURED = "not measured"
-FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠]|^[\t\r\n]")
 # A figure, or a difference with its interval: a sign in front makes neither a formula.
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( \([+−][\d.]+ … [+−][\d.]+\))?$")
 
