@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -111,16 +111,17 @@ class _Tracked:
     def _train(self) -> None:
         config, store, place = self.what
         served, waits = self._served(), _Stopwatch()
-        with waits:
-            writer = RunWriter.open(
-                self.client, role="student", experiment="benchmark", run_name="benchmark", tags={}
-            ).__enter__()
-            writer.params(config.recorded())
-            writer.start_system_metrics()
-        _fit(config, store, place, _Clocked(Recorder(writer), waits))
-        threads = _processor_seconds("spool", "SystemMetricsMonitor")
-        with waits:
-            writer.finish("FINISHED")
+        with ExitStack() as ends:
+            with waits:
+                writer = ends.enter_context(
+                    RunWriter.open(self.client, role="student", experiment="benchmark", run_name="benchmark", tags={})
+                )
+                writer.params(config.recorded())
+                writer.start_system_metrics()
+            _fit(config, store, place, _Clocked(Recorder(writer), waits))
+            threads = _processor_seconds("spool", "SystemMetricsMonitor")
+            with waits:
+                writer.finish("FINISHED")
         self.turns.append((waits.seconds, threads, self._served() - served))
 
     def _served(self) -> float:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from kd_mlflow.config import StudentConfig, recipe, resolve
-from kd_mlflow.data.batch import Batch
 from kd_mlflow.distillers.base import Context
 from kd_mlflow.distillers.registry import create
 from kd_mlflow.models.classifier import ModelSpec
@@ -21,22 +20,12 @@ from kd_mlflow.training.loop import Fit, Task, fit
 from kd_mlflow.training.observer import Silent
 from kd_mlflow.training.teachers import LiveTeacher
 from tests.conftest import TINY
-
-CPU, SIZE, STEPS = torch.device("cpu"), 32, 4
+from tests.training.test_loop import CPU, SIZE, STEPS, batches
 
 
 def network(seed: int):
     spec = ModelSpec(architecture=TINY, classes=("a", "b", "c"), image_size=SIZE, mean=(0.5,) * 3, std=(0.2,) * 3)
     return build(spec, seed=seed)
-
-
-def batches(epoch: int, count: int = STEPS):
-    draw = torch.Generator().manual_seed(epoch)
-    for number in range(count):
-        labels = torch.randint(0, 3, (8,), generator=draw)
-        images = torch.randint(0, 90, (8, 3, SIZE, SIZE), generator=draw).float()
-        images[torch.arange(8), labels] += 120
-        yield Batch(images, labels, torch.arange(8) + 8 * number)
 
 
 class StopAfter(Silent):
