@@ -21,17 +21,25 @@ from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.html import gain
 from kd_mlflow.tracking.runs import RunWriter, read_run
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What `distill` gives back: three networks as in :func:`summary` (of several teachers the first)."""
+    """What `distill` gives back: three networks as in :func:`summary` (of several teachers the first).
+
+    Attributes
+    ----------
+    verdict:
+        Whether the student is ahead of the control, and whether that is more than chance; empty without a control.
+    """
 
     run_id: str
     teacher: dict[str, Any] | None
     control: dict[str, Any] | None
     student: dict[str, Any]
+    verdict: str
     registered: Registered | None
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +88,7 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
             summary(teachers[0].view) if teachers else None,
             summary(control) if control else None,
             summary(views[-1]),
+            gain(views[-1], control) if control else "",
             registered,
         )
 

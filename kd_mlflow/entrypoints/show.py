@@ -23,8 +23,8 @@ COMPARED = {
 }
 
 
-def comparison(result: dict[str, Any]) -> Grid:
-    """Teacher, control and student side by side; all figures are in the run's report."""
+def comparison(result: dict[str, Any]) -> Group:
+    """Teacher, control and student side by side, and what that says; all figures are in the run's report."""
     networks = {role: result[role] for role in ("teacher", "control", "student") if result[role]}
     header = ["", *[f"{role}\n{network['architecture']}" for role, network in networks.items()]]
     if "control" in networks:
@@ -37,7 +37,8 @@ def comparison(result: dict[str, Any]) -> Grid:
         if part != "efficiency" and values.get("control") is not None:
             row.append(f"{values['student'] - values['control']:+.4f}")
         rows.append(row)
-    return _grid(header, rows, f"Run {result['run_id']}")
+    parts = [_grid(header, rows, f"Run {result['run_id']}"), *([Text(result["verdict"])] if result["verdict"] else [])]
+    return Group(*parts)
 
 
 def one_network(result: dict[str, Any]) -> Grid:

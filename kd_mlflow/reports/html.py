@@ -79,7 +79,7 @@ def verdict(views: Sequence[RunView]) -> list[str]:
     lines = [_standing(view) for view in views]
     by_role = {view.role: view for view in views}
     if {"student", "control"} <= set(by_role):
-        lines.append(_gain(by_role["student"], by_role["control"]))
+        lines.append(gain(by_role["student"], by_role["control"]))
     return lines
 
 
@@ -92,24 +92,22 @@ def _standing(view: RunView) -> str:
     return f"{view.role.capitalize()} ({view.architecture}): {', '.join(known) or 'not measured'}."
 
 
-def _gain(student: RunView, control: RunView) -> str:
+def gain(student: RunView, control: RunView) -> str:
     """Did distillation help, and is the difference larger than chance on so many images?"""
     ours, theirs = student.metrics["test/accuracy"], control.metrics["test/accuracy"]
-    gain, images = ours - theirs, sum(row["support"] for row in student.per_class)
+    points, images = (ours - theirs) * 100, sum(row["support"] for row in student.per_class)
     on_validation = student.metrics["val/accuracy"] - control.metrics["val/accuracy"]
-    points = f"{abs(gain) * 100:.2f} points"
-    if gain > 0:
-        outcome = f"beat the labels-only control on test by {points}"
-    elif gain < 0:
-        outcome = f"did not beat the labels-only control: on test it is {points} below"
+    if points > 0:
+        outcome = f"beat the labels-only control on test by {points:.2f} points"
+    elif points < 0:
+        outcome = f"did not beat the labels-only control: on test it is {-points:.2f} points below"
     else:
         outcome = "is level with the labels-only control on test"
-    error = standard_error(ours, theirs, images)
-    size = "more than" if abs(gain) > 2 * error else "within"
+    error = standard_error(ours, theirs, images) * 100
+    size = "more than two of them" if abs(points) > 2 * error else "within two of them, not told apart from chance"
     return (
         f"The distilled student {outcome} ({on_validation * 100:+.2f} on validation). The binomial standard error of "
-        f"such a difference on {images} images is {error * 100:.2f} points: this one is {size} two of them, and it "
-        "rests on one seed."
+        f"such a difference on {images} images is {error:.2f} points: this one is {size}; and it rests on one seed."
     )
 
 

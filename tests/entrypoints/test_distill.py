@@ -34,6 +34,7 @@ def distilled(tmp_path_factory, photos) -> Place:
          "--experiment-name", "photos", *given],
         cwd=place.path, env=place.environment, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "it rests on one seed" in " ".join(done.stdout.split())  # the verdict stands below the table
     return place
 
 
@@ -150,6 +151,9 @@ def test_json_is_one_object_without_timing_in_the_quality(distilled, photos):
             assert not [name for name in result[role][split] if "second" in name or "latency" in name]
     assert result["registered"]["name"] == "photos-student"
     assert result["registered"]["version"] == 2
+    report = MlflowClient(distilled.uri).download_artifacts(result["run_id"], "report.html")
+    assert result["verdict"].startswith("The distilled student ")
+    assert result["verdict"] in Path(report).read_text()
 
 
 def test_the_student_is_pulled_trained_on_and_predicts(distilled, photos, tmp_path):

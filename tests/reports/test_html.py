@@ -153,13 +153,13 @@ def test_every_network_is_told_on_validation_and_test():
 def test_gain_beyond_two_standard_errors():
     sentence = compared(control=0.60, student=0.75, control_val=0.60, student_val=0.73)
     assert "beat the labels-only control on test by 15.00 points (+13.00 on validation)" in sentence
-    assert "on 400 images is 3.27 points: this one is more than two of them, and it rests on one seed." in sentence
+    assert "on 400 images is 3.27 points: this one is more than two of them; and it rests on one seed." in sentence
 
 
 def test_gain_within_chance_is_called_that():
     sentence = compared(control=0.70, student=0.71)
     assert "beat the labels-only control on test by 1.00 points" in sentence
-    assert "this one is within two of them" in sentence
+    assert "this one is within two of them, not told apart from chance; and it rests" in sentence
 
 
 def test_loss_is_said_plainly():
