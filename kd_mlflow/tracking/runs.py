@@ -7,22 +7,21 @@ import importlib.metadata
 import logging
 import os
 import platform
-import re
 import shutil
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import RunTag
 
-from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.places import home
 from kd_mlflow.tracking import encode
 from kd_mlflow.tracking.client import experiment_id, one_line, redact
+from kd_mlflow.tracking.existing import Status, adopt_run_id, check_open, end_run, reopen
 from kd_mlflow.tracking.flavor import MODEL_FILES, check_model_folder
 from kd_mlflow.tracking.git import code_state
 from kd_mlflow.tracking.life import HEARTBEAT, heartbeat, process_mark
@@ -51,23 +50,11 @@ __all__ = [
     "read_run",
 ]
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-
 DIGEST_CHARACTERS = 36
 # How long what is over waits for the store to take it; and what is cut off.
 PATIENCE_SECONDS, ENDING_SECONDS = 900.0, 10.0
-# What MLflow calls a run for which nobody gave a name: an adjective, a noun and a number.
-UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 logger = logging.getLogger(__name__)
-
-
-def adopt_run_id() -> str | None:
-    """The run that `mlflow run` made for this process, taken out of the environment.
-
-    Taken out, so that neither a second run of this process nor a child process adopts it too.
-    """
-    return os.environ.pop("MLFLOW_RUN_ID", None) or None
 
 
 class RunWriter:
@@ -133,12 +120,12 @@ class RunWriter:
             created = client.create_run(experiment_id(client, experiment), tags=source | own, run_name=run_name)
             writer = cls(client, created.info.run_id)
         else:
-            _check_open(client, run_id)
+            check_open(client, run_id)
             writer = cls(client, run_id)
         try:
             if run_id is not None:
                 writer.settle()  # what an earlier process left, its end among it
-                _reopen(client, run_id, run_name, own)
+                reopen(client, run_id, run_name, own)
             writer._code()
         except BaseException as error:
             writer._end(error)
@@ -367,27 +354,6 @@ class RunWriter:
                 (place / PurePosixPath(path).name).write_text(content, encoding="utf-8", errors="backslashreplace")
 
         self.spool.put_files(fill, {"artifacts": "" if folder == "." else folder, **more})
-
-
-def end_run(client: MlflowClient, run_id: str, status: Status, reason: str) -> None:
-    """End a run that somebody else wrote and does no more."""
-    client.set_tag(run_id, "kd.reason", reason)
-    client.set_terminated(run_id, status)
-
-
-def _check_open(client: MlflowClient, run_id: str) -> None:
-    if get_run(client, run_id).info.lifecycle_stage == "deleted":
-        raise InputError(f"Run {run_id} is deleted; bring it back with `mlflow runs restore --run-id {run_id}`.")
-
-
-def _reopen(client: MlflowClient, run_id: str, run_name: str, tags: Mapping[str, str]) -> None:
-    run = get_run(client, run_id)
-    # Before the run is RUNNING again: whoever looks for dead processes shall not find the old one.
-    client.log_batch(run_id, tags=[RunTag(key, encode.clean(str(v), encode.TAG_CHARACTERS)) for key, v in tags.items()])
-    unnamed = not run.info.run_name or UNNAMED.fullmatch(run.info.run_name)
-    client.update_run(run_id, status="RUNNING", name=run_name if unnamed else None)
-    if "kd.reason" in run.data.tags:
-        client.delete_tag(run_id, "kd.reason")
 
 
 def _user() -> str:

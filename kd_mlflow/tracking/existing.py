@@ -1,0 +1,56 @@
+"""Runs that are there already: the one that MLflow made for this process, one to go on with, one to end for another."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
+
+from kd_mlflow.errors import InputError
+from kd_mlflow.tracking import encode
+from kd_mlflow.tracking.records import get_run
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+# What MLflow calls a run for which nobody gave a name: an adjective, a noun and a number.
+UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
+def adopt_run_id() -> str | None:
+    """The run that `mlflow run` made for this process, taken out of the environment.
+
+    Taken out, so that neither a second run of this process nor a child process adopts it too.
+    """
+    return os.environ.pop("MLFLOW_RUN_ID", None) or None
+
+
+def check_open(client: MlflowClient, run_id: str) -> None:
+    """Refuse to go on with a run that is deleted.
+
+    Raises
+    ------
+    InputError
+        It is, or there is none of this id.
+    """
+    if get_run(client, run_id).info.lifecycle_stage == "deleted":
+        raise InputError(f"Run {run_id} is deleted; bring it back with `mlflow runs restore --run-id {run_id}`.")
+
+
+def reopen(client: MlflowClient, run_id: str, run_name: str, tags: Mapping[str, str]) -> None:
+    """Set a run RUNNING again under this process, with its own name if a person gave it one."""
+    run = get_run(client, run_id)
+    # Before the run is RUNNING again: whoever looks for dead processes shall not find the old one.
+    client.log_batch(run_id, tags=[RunTag(key, encode.clean(str(v), encode.TAG_CHARACTERS)) for key, v in tags.items()])
+    unnamed = not run.info.run_name or UNNAMED.fullmatch(run.info.run_name)
+    client.update_run(run_id, status="RUNNING", name=run_name if unnamed else None)
+    if "kd.reason" in run.data.tags:
+        client.delete_tag(run_id, "kd.reason")
+
+
+def end_run(client: MlflowClient, run_id: str, status: Status, reason: str) -> None:
+    """End a run that somebody else wrote and does no more."""
+    client.set_tag(run_id, "kd.reason", reason)
+    client.set_terminated(run_id, status)
