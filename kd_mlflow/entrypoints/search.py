@@ -33,10 +33,11 @@ from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.search.objectives import parse_constraints, parse_objectives
 from kd_mlflow.search.samplers import check_search
 from kd_mlflow.search.settings import Settings
-from kd_mlflow.search.space import Space, report_values, resolve_space
+from kd_mlflow.search.space import Space, report_values
 from kd_mlflow.search.status import best_trials, describe, status
 from kd_mlflow.search.storage import check_storage, storage_url
 from kd_mlflow.search.study import DEADLINE, EXPERIMENT, RUN, STOP, TEACHER, TOTAL, SearchStudy, study_names
+from kd_mlflow.search.terms import resolve_space
 from kd_mlflow.tracking.runs import RunWriter, adopt_run_id
 
 

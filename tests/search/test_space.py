@@ -7,7 +7,8 @@ import pytest
 
 from kd_mlflow.config import SearchConfig
 from kd_mlflow.errors import InputError
-from kd_mlflow.search.space import Space, report_values, resolve_space
+from kd_mlflow.search.space import Space, report_values
+from kd_mlflow.search.terms import resolve_space
 
 
 def resolved(**given):

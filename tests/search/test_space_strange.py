@@ -14,7 +14,8 @@ from hypothesis import strategies as some
 
 from kd_mlflow.config import SearchConfig
 from kd_mlflow.errors import InputError
-from kd_mlflow.search.space import MAX_POINTS, SEARCHED, Space, resolve_space
+from kd_mlflow.search.space import MAX_POINTS, Space
+from kd_mlflow.search.terms import SEARCHED, resolve_space
 from tests.fuzz.sentences import one_sentence
 
 NAMES = some.sampled_from([*SEARCHED, "dkd-beta", "kd-temperature", "batch-size", "data"]) | some.text(max_size=5)

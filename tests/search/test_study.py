@@ -15,10 +15,11 @@ from kd_mlflow.errors import GuardError, InputError
 from kd_mlflow.search.claim import Lost
 from kd_mlflow.search.objectives import Objective
 from kd_mlflow.search.settings import Settings
-from kd_mlflow.search.space import report_values, resolve_space
+from kd_mlflow.search.space import report_values
 from kd_mlflow.search.status import best_trials, status
 from kd_mlflow.search.storage import Outage, StorageAway, check_storage, patiently, storage_url
 from kd_mlflow.search.study import STOP, TOTAL, SearchStudy, study_names
+from kd_mlflow.search.terms import resolve_space
 from kd_mlflow.search.worker import Hopeless, Outcome, Worker
 from tests.search.postgres import Postgres
 
