@@ -42,7 +42,8 @@ def test_any_values_are_options_or_one_sentence(content, command):
 
 @given(some.text(max_size=60) | some.binary(max_size=60))
 def test_any_text_is_options_or_one_sentence(content):
-    read(content)
+    config = read(content)
+    assert config is None or read(to_yaml(config)) == config
 
 
 @given(

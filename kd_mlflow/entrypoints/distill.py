@@ -21,7 +21,7 @@ from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
 from kd_mlflow.reports.data import RunView
-from kd_mlflow.reports.html import gain
+from kd_mlflow.reports.verdict import gain
 from kd_mlflow.tracking.runs import RunWriter, read_run
 
 

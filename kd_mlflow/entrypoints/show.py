@@ -37,8 +37,8 @@ def comparison(result: dict[str, Any]) -> Group:
         if part != "efficiency" and values.get("control") is not None:
             row.append(f"{values['student'] - values['control']:+.4f}")
         rows.append(row)
-    parts = [_grid(header, rows, f"Run {result['run_id']}"), *([Text(result["verdict"])] if result["verdict"] else [])]
-    return Group(*parts)
+    grid = _grid(header, rows, f"Run {result['run_id']}")
+    return Group(grid, Text(result["verdict"])) if result["verdict"] else Group(grid)
 
 
 def one_network(result: dict[str, Any]) -> Grid:

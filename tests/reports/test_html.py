@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 import pytest
 
 from kd_mlflow.reports import figures
-from kd_mlflow.reports.html import render, standard_error, verdict
+from kd_mlflow.reports.html import render
+from kd_mlflow.reports.verdict import standard_error, verdict
 from tests.reports.builders import NO_GPU, make_views
 
 HOSTILE = ["</style><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b", "plain"]

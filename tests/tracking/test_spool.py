@@ -295,10 +295,11 @@ def test_a_note_takes_no_more_room_than_it_has(client, tmp_path):
 
 @pytest.mark.fault("other runs' files go while the room is measured", "nobody is told of a full disk")
 def test_room_is_measured_while_others_take_their_files_away(tmp_path):
-    over = threading.Event()
+    over, rounds = threading.Event(), []
 
     def churn(number: int) -> None:
         while not over.is_set():
+            rounds.append(number)
             folder = tmp_path / f"{number}.files" / "000000000000" / "deep"
             folder.mkdir(parents=True)
             for name in range(5):
@@ -310,6 +311,11 @@ def test_room_is_measured_while_others_take_their_files_away(tmp_path):
         thread.start()
     try:
         for _ in range(2000):
+            _check_room(tmp_path)
+        assert set(rounds) == {0, 1, 2}  # all of them made and took away files meanwhile
+        (tmp_path / "large").write_bytes(b"")
+        os.truncate(tmp_path / "large", 10**11)
+        with pytest.raises(OSError, match="more than KD_MLFLOW_SPOOL_GB"):
             _check_room(tmp_path)
     finally:
         over.set()
