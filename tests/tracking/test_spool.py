@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.runs import RunWriter, download, history, read_json, read_run
-from kd_mlflow.tracking.spool import Spool, _check_room, send_left
+from kd_mlflow.tracking.spool import Spool, _Box, _check_room, send_left
 from tests.conftest import ROOT
 from tests.tracking.helpers import CLASSES, SIZE
 from tests.tracking.test_server import free_port, served
@@ -279,6 +279,35 @@ def test_a_disk_that_takes_no_note_of_what_was_sent_costs_nothing(client, tmp_pa
     assert [sent.error for sent in send_left(client, kept)] == [""]
     check_all(client, writer.run_id, tmp_path, 4)
     writer.finish("FINISHED")
+
+
+@pytest.mark.fault("death while a journal that was sent is removed", "what is left is sent again, or is nothing")
+@pytest.mark.parametrize("step", range(4))
+def test_a_spool_that_was_removed_by_half_asks_for_no_file_that_is_gone(client, tmp_path, trained, monkeypatch, step):
+    writer = RunWriter.open(client, role="student", experiment="e", run_name="r", tags={})
+    write_all(writer, trained[0], range(1, 3))
+    kept = tmp_path / "copy"
+    shutil.copytree(writer.spool.folder, kept)
+    writer.finish("FINISHED")
+    (kept / f"{writer.run_id}.sent").unlink(missing_ok=True)
+    removals = iter(range(5))
+
+    def dying(real):
+        def removal(*arguments, **options):
+            if next(removals) == step:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        return removal
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Box, "mark", lambda *_: None)  # a disk that takes no note of what was sent
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        send_left(client, kept)
+    assert [sent.error for sent in send_left(client, kept)] == ([""] if step < 2 else [])
+    check_all(client, writer.run_id, tmp_path, 2)
+    assert not list(kept.glob("*.journal"))
 
 
 def test_a_note_takes_no_more_room_than_it_has(client, tmp_path):
