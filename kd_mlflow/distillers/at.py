@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, full_precision
-from kd_mlflow.distillers.matching import networks_of, paired_stages, resized
+from kd_mlflow.distillers.matching import networks_of, paired_stages, resized, unit_scale
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.models.taps import Outputs
 
@@ -17,7 +17,7 @@ from kd_mlflow.models.taps import Outputs
 @full_precision
 def attention(maps: Tensor, power: float = 2.0) -> Tensor:
     """The mean over channels of |F|^p, flattened and L2-normalised: ``[B, C, H, W]`` to ``[B, H·W]``."""
-    return F.normalize(maps.abs().pow(power).mean(dim=1).flatten(1), dim=1)
+    return F.normalize(unit_scale(maps, (1, 2, 3)).abs().pow(power).mean(dim=1).flatten(1), dim=1)
 
 
 @full_precision

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, full_precision
 from kd_mlflow.distillers.kd import kd_loss
-from kd_mlflow.distillers.matching import networks_of, paired_stages
+from kd_mlflow.distillers.matching import networks_of, paired_stages, unit_scale
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.models.taps import Outputs
 
@@ -25,6 +25,7 @@ Variant = Literal["code", "paper"]
 @full_precision
 def importance(maps: Tensor, variant: Variant = "code") -> Tensor:
     """``[B, C, H, W]`` to ``[B, H·W]`` of length 1: the channels' Σ |F| (paper) or mean F⁴ (code)."""
+    maps = unit_scale(maps, (1, 2, 3))
     statistic = maps.abs().sum(dim=1) if variant == "paper" else maps.pow(4).mean(dim=1)
     return F.normalize(statistic.flatten(1), dim=1)
 

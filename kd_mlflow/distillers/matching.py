@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,6 +55,16 @@ def rectified(model: Classifier, place: int) -> bool:
     """Whether a stage's map comes out of a rectifier and so has no negative values; ``place`` as in StagePair."""
     stage = find_stages(model)[place]
     return stage.hidden or bool(stage.units) or isinstance(stage.activation, (nn.ReLU, nn.ReLU6))
+
+
+def unit_scale(maps: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Maps over their largest magnitude along ``dim``, which gets no gradient; maps of zeros stay.
+
+    For what is normalized afterwards, so that it does not depend on the scale: powers of the maps then
+    neither overflow nor vanish, and the gradient is the same.
+    """
+    largest = maps.detach().abs().amax(dim=dim, keepdim=True)
+    return maps / torch.where(largest > 0, largest, 1)
 
 
 def resized(maps: Tensor, side: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd_mlflow.distillers.base import Distiller, Progress, Terms, full_precision
 from kd_mlflow.distillers.gather import gathered
+from kd_mlflow.distillers.matching import unit_scale
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.models.taps import Outputs
 
@@ -23,7 +24,7 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _similarities(maps: Tensor) -> Tensor:
-    flat = maps.flatten(1)
+    flat = unit_scale(maps.flatten(1), (0, 1))
     return F.normalize(flat @ flat.T, dim=1)
 
 

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from kd_mlflow.distillers.at import attention_loss
+from kd_mlflow.distillers.at import attention, attention_loss
 from kd_mlflow.distillers.emkd import (
     dice_loss,
     focal_loss,
+    importance,
     importance_loss,
     prediction_map_loss,
     region_affinities,
@@ -215,3 +216,33 @@ def test_the_teacher_gets_no_gradient(loss):
     loss(student, teacher.flip(3)).backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("magnitude", [1e-12, 3e-6, 1.0, 6e4, 1e12])
+@pytest.mark.parametrize(
+    "attended",
+    [
+        lambda maps: importance(maps, "code"),
+        lambda maps: importance(maps, "paper"),
+        lambda maps: attention(maps, 2.0),
+        lambda maps: attention(maps, 4.0),
+    ],
+    ids=["importance code", "importance paper", "attention", "attention of the fourth power"],
+)
+def test_normalized_maps_have_length_one_and_a_gradient_at_every_magnitude(attended, magnitude):
+    maps = torch.rand(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    large = (magnitude * maps).requires_grad_()
+    attention_map = attended(large)
+    torch.testing.assert_close(attention_map, attended(maps), rtol=1e-4, atol=1e-6)
+    assert attention_map.norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+    attention_map[:, 0].sum().backward()
+    plain = maps.clone().requires_grad_()
+    attended(plain)[:, 0].sum().backward()
+    torch.testing.assert_close(large.grad * magnitude, plain.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_map_of_zeros_stays_zero_and_finite():
+    maps = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    importance(maps).sum().backward()
+    assert importance(maps).tolist() == [[0.0] * 4]
+    assert maps.grad.isfinite().all()
