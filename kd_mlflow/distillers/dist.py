@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, full_precision
+from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, double_precision, full_precision
 from kd_mlflow.distillers.gather import gathered
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.models.taps import Outputs
@@ -23,14 +23,14 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
     return (first * second).sum(dim=1) / (first.norm(dim=1) * second.norm(dim=1) + EPSILON)
 
 
-@full_precision
+@double_precision
 def inter_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """1 − mean correlation of the samples' probabilities over the classes, from ``[B, K]``, without T²."""
     student, teacher = _softened(student_logits, teacher_logits, temperature)
     return 1 - correlation(student, teacher).mean()
 
 
-@full_precision
+@double_precision
 def intra_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """1 − mean correlation of the classes' probabilities over the batch, from ``[B, K]``, without T².
 

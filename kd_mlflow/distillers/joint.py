@@ -19,6 +19,7 @@ from kd_mlflow.distillers.base import (
     Progress,
     Terms,
     at_least_float32,
+    double_precision,
     full_precision,
 )
 from kd_mlflow.distillers.kd import soft_divergence
@@ -35,7 +36,7 @@ def learned_weighting(losses: Tensor, log_sigma: Tensor) -> Tensor:
     return (losses / (2 * (2 * log_sigma).exp()) + log_sigma).sum()
 
 
-@full_precision
+@double_precision
 def weighted_teachers(logits: Tensor, labels: Tensor, temperature: float, weighting: str) -> Tensor:
     """Log of the teachers' mean softened probabilities ``[B, K]``, out of their logits ``[M, B, K]``.
 
@@ -49,6 +50,18 @@ def weighted_teachers(logits: Tensor, labels: Tensor, temperature: float, weight
         right = F.log_softmax(logits, dim=2).gather(2, labels.expand(len(logits), -1)[..., None])
         weights = right[..., 0]
     return (softened + F.log_softmax(weights, dim=0)[..., None]).logsumexp(dim=0)
+
+
+@double_precision
+def weighted_teachers_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, weighting: str
+) -> Tensor:
+    """T² · KL(weighted mean of the teachers' softened probabilities ‖ p_s), averaged over the batch: a scalar.
+
+    ``student_logits`` is ``[B, K]``; the rest as in :func:`weighted_teachers`.
+    """
+    target = weighted_teachers(teacher_logits, labels, temperature, weighting)
+    return temperature**2 * soft_divergence(student_logits, target, temperature).mean()
 
 
 class JointOptions(MethodOptions):
@@ -93,10 +106,9 @@ class Joint(Distiller):
         """The three terms under learned or static weights."""
         options = self.options
         taught = torch.stack([teacher.logits for teacher in teachers])
-        target = weighted_teachers(taught, labels, options.temperature, options.teacher_weights)
         terms = {
             "cross_entropy": self.cross_entropy(student.logits, labels),
-            "kd": options.temperature**2 * soft_divergence(student.logits, target, options.temperature).mean(),
+            "kd": weighted_teachers_loss(student.logits, taught, labels, options.temperature, options.teacher_weights),
             "feature": self.feature(student, teachers),
         }
         losses = torch.stack([at_least_float32(term) for term in terms.values()])

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, full_precision
+from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, double_precision
 from kd_mlflow.distillers.options import SoftTargetOptions, Source
 from kd_mlflow.models.taps import Outputs
 
 
-@full_precision
+@double_precision
 def soft_divergence(student_logits: Tensor, teacher_log_probabilities: Tensor, temperature: float | Tensor) -> Tensor:
     """KL(p_t ‖ p_s) of each sample ``[B]`` in nats, p_s softened by T, p_t given as log-probabilities ``[B, K]``.
 
@@ -24,7 +24,7 @@ def soft_divergence(student_logits: Tensor, teacher_log_probabilities: Tensor, t
     return F.kl_div(student, teacher_log_probabilities, reduction="none", log_target=True).sum(dim=1)
 
 
-@full_precision
+@double_precision
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """T² · KL(p_t ‖ p_s) of the distributions softened by T, averaged over the batch.
 
@@ -47,11 +47,18 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float |
     return temperature**2 * soft_divergence(student_logits, teacher, temperature).mean()
 
 
-@full_precision
+@double_precision
 def mean_teacher(teacher_logits: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
     """Log of the mean of several teachers' softened probabilities, ``[B, K]``: probabilities, not logits."""
     parts = torch.stack([F.log_softmax(logits.detach() / temperature, dim=1) for logits in teacher_logits])
     return parts.logsumexp(dim=0) - math.log(len(teacher_logits))
+
+
+@double_precision
+def mean_teacher_loss(student_logits: Tensor, teacher_logits: Sequence[Tensor], temperature: float | Tensor) -> Tensor:
+    """T² · KL(mean of the teachers' softened probabilities ‖ p_s), averaged over the batch ``[B, K]``: a scalar."""
+    target = mean_teacher(teacher_logits, temperature)
+    return temperature**2 * soft_divergence(student_logits, target, temperature).mean()
 
 
 class KD(Distiller):
@@ -82,5 +89,4 @@ class KD(Distiller):
         """T² · KL from one teacher, or from the mean of several."""
         if len(teachers) == 1:
             return kd_loss(logits, teachers[0].logits, self.temperature)
-        target = mean_teacher([teacher.logits for teacher in teachers], self.temperature)
-        return self.temperature**2 * soft_divergence(logits, target, self.temperature).mean()
+        return mean_teacher_loss(logits, [teacher.logits for teacher in teachers], self.temperature)

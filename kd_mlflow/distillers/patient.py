@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_mlflow.data.batch import Batch
 from kd_mlflow.data.draws import uniform
 from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms
-from kd_mlflow.distillers.kd import mean_teacher, soft_divergence
+from kd_mlflow.distillers.kd import mean_teacher_loss
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.models.taps import Outputs
 
@@ -74,6 +74,5 @@ class Patient(Distiller):
         self, student: Outputs, teachers: Sequence[Outputs], labels: Tensor, progress: Progress
     ) -> tuple[Tensor, Terms]:
         """``kd`` alone is learned from, ``cross_entropy`` only watched; teachers' probabilities are averaged."""
-        target = mean_teacher([teacher.logits for teacher in teachers], self.temperature)
-        kd = self.temperature**2 * soft_divergence(student.logits, target, self.temperature).mean()
+        kd = mean_teacher_loss(student.logits, [teacher.logits for teacher in teachers], self.temperature)
         return kd, {"cross_entropy": self.cross_entropy(student.logits.detach(), labels), "kd": kd}

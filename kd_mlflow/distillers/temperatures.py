@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_mlflow.distillers.base import full_precision
+from kd_mlflow.distillers.base import double_precision, full_precision
 from kd_mlflow.distillers.kd import soft_divergence
 from kd_mlflow.errors import InputError
 
 HIDDEN = 128
+# Less than the variance of any logits that are not all equal.
+TINY = 1e-12
 
 
 class _Reversal(torch.autograd.Function):
@@ -39,7 +41,7 @@ def reversal_factor(epoch: int, ramp_epochs: int) -> float:
     return 0.5 * (1.0 - math.cos(math.pi * min(epoch, ramp_epochs) / ramp_epochs))
 
 
-@full_precision
+@double_precision
 def tempered_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """KL(p_t ‖ p_s) of each sample ``[B]`` in nats, without T²; a temperature's gradient comes from both networks.
 
@@ -74,7 +76,10 @@ class BoundedTemperature(nn.Module):
 class InstanceTemperature(nn.Module):
     """A temperature for each sample, from the logits of both networks.
 
-    The last layer starts at weights 0 and bias θ, so that training starts from one temperature for all.
+    The layers see each network's logits less their mean and over their standard deviation: raw logits of 20
+    and more would drive θ into the sigmoid's flat ends, where no gradient brings it back. The last layer
+    starts at weights 0 and bias θ, so that training starts from one temperature for all. The paper names
+    such a form without its layers, and the authors' code has none: this is a reconstruction.
     """
 
     def __init__(self, lowest: float, highest: float, start: float, num_classes: int) -> None:
@@ -88,7 +93,10 @@ class InstanceTemperature(nn.Module):
     @full_precision
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """T ``[B, 1]`` from logits ``[B, K]``, which get no gradient by this way."""
-        both = torch.cat((teacher_logits.detach(), student_logits.detach()), dim=1)
+        shape = teacher_logits.shape[1:]
+        both = torch.cat(
+            [F.layer_norm(logits.detach(), shape, eps=TINY) for logits in (teacher_logits, student_logits)], dim=1
+        )
         return bounded(self.layers(both.to(self.layers[0].weight.dtype)), self.lowest, self.highest)
 
 

@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from kd_mlflow.distillers.base import Context
-from kd_mlflow.distillers.kd import kd_loss, mean_teacher
+from kd_mlflow.distillers.dist import inter_class_loss, intra_class_loss
+from kd_mlflow.distillers.dkd import decoupled_divergences, dkd_loss
+from kd_mlflow.distillers.joint import weighted_teachers_loss
+from kd_mlflow.distillers.kd import kd_loss, mean_teacher, mean_teacher_loss
+from kd_mlflow.distillers.temperatures import tempered_divergence
 from kd_mlflow.models.taps import Outputs
 from tests.distillers.golden import LABELS, PROGRESS, STUDENT, TEACHER, method
 
@@ -128,3 +132,33 @@ def test_the_loss_stays_in_float32_under_autocast():
         loss = kd_loss(student.bfloat16(), TEACHER.bfloat16(), 4)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(0.399559, abs=0.02)
+
+
+@pytest.mark.parametrize("temperature", [100.0, 1000.0, 10000.0])
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        lambda student, teacher, t: kd_loss(student, teacher, t),
+        lambda student, teacher, t: mean_teacher_loss(student, [teacher, teacher], t),
+        lambda student, teacher, t: weighted_teachers_loss(student, torch.stack([teacher] * 2), LABELS, t, "uniform"),
+        lambda student, teacher, t: t**2 * tempered_divergence(student, teacher, t).mean(),
+        lambda student, teacher, t: t**2 * sum(decoupled_divergences(student, teacher, LABELS, t)).mean(),
+        lambda student, teacher, t: dkd_loss(student, teacher, LABELS, t, 1.0, 8.0),
+        lambda student, teacher, t: t**2 * inter_class_loss(student, teacher, t),
+        lambda student, teacher, t: t**2 * intra_class_loss(student.repeat(2, 1), teacher.flip(0).repeat(2, 1), t),
+    ],
+    ids=["kd", "mean of teachers", "weighted teachers", "learned temperature", "dkd parts", "dkd", "inter", "intra"],
+)
+def test_a_divergence_in_float32_is_exact_at_every_temperature(divergence, temperature):
+    exact = divergence(STUDENT, TEACHER, temperature)
+    single = divergence(STUDENT.float(), TEACHER.float(), temperature)
+    assert single.dtype == torch.float32
+    assert single.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_the_gradient_at_a_high_temperature_is_that_of_the_logits_difference():
+    student = STUDENT.float().requires_grad_()
+    kd_loss(student, TEACHER.float(), 10000.0).backward()
+    difference = STUDENT - TEACHER
+    limit = (difference - difference.mean(dim=1, keepdim=True)) / (2 * 4)
+    torch.testing.assert_close(student.grad, limit.float(), atol=1e-4, rtol=0)
