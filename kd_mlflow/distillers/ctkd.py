@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kd_mlflow.distillers.base import Context
 from kd_mlflow.distillers.hosts import HostOptions, LearnedTemperature
 from kd_mlflow.distillers.options import Source, setting
@@ -11,7 +13,11 @@ from kd_mlflow.distillers.temperatures import BoundedTemperature, InstanceTemper
 class CTKDOptions(HostOptions):
     """Options of CTKD."""
 
-    instance: bool = setting(False, "A temperature for each sample, from the logits of both networks.")
+    instance: bool = setting(
+        False,
+        "A temperature for each sample, from the standardized logits of both networks: a reconstruction, since the "
+        "authors' code has no such form.",
+    )
 
 
 class CTKD(LearnedTemperature):
@@ -28,6 +34,8 @@ class CTKD(LearnedTemperature):
     def __init__(self, context: Context, options: CTKDOptions) -> None:
         require_bounds("ctkd", options.lowest, options.highest)
         if options.instance:
+            # What is recorded and reported of this run, not of the method.
+            self.source = replace(self.source, evidence="reconstruction")
             temperature = InstanceTemperature(options.lowest, options.highest, options.start, context.num_classes)
         else:
             temperature = BoundedTemperature(options.lowest, options.highest, options.start)

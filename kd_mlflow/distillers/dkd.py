@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, full_precision
+from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, double_precision
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.taps import Outputs
 
+TWO_CLASSES = "{0}: with two classes there is one class beside the label, so --{0}-beta has no effect."
 
-@full_precision
+
+@double_precision
 def decoupled_divergences(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -42,7 +44,7 @@ def decoupled_divergences(
     return target.sum(dim=1), others.sum(dim=1)
 
 
-@full_precision
+@double_precision
 def dkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -100,12 +102,20 @@ class DKD(Distiller):
         "Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation, CVPR", 2022, "authors' code", "2203.08679"
     )
     Options = DKDOptions
-    limits = "The divergence is split at the label, so it cannot be used with mixed labels."
+    limits = (
+        "The divergence is split at the label, so it cannot be used with mixed labels; with two classes there is one "
+        "other class and beta does nothing."
+    )
 
     def __init__(self, context: Context, options: DKDOptions) -> None:
         super().__init__(context, options)
         require_two_classes(context, "dkd")
+        self.num_classes = context.num_classes
         self.weights = options
+
+    def notes(self, batch_size: int) -> list[str]:
+        """That beta does nothing with two classes."""
+        return [TWO_CLASSES.format("dkd")] if self.num_classes == 2 else []
 
     def loss(
         self, student: Outputs, teachers: Sequence[Outputs], labels: Tensor, progress: Progress

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from kd_mlflow.distillers.base import Context, Distiller, ParameterGroup, Progress, Terms
-from kd_mlflow.distillers.dkd import decoupled_divergences, require_two_classes
+from kd_mlflow.distillers.dkd import TWO_CLASSES, decoupled_divergences, require_two_classes
 from kd_mlflow.distillers.options import MethodOptions, setting
 from kd_mlflow.distillers.temperatures import (
     InstanceTemperature,
@@ -38,8 +38,12 @@ class HostOptions(MethodOptions):
         None, "Weight of the distillation term; empty: 0.9, or 1 with dkd. 1 on ImageNet.", ge=0
     )
     alpha: float = setting(1.0, "The host dkd's weight of the label against all others together.", ge=0)
-    beta: float = setting(8.0, "The host dkd's weight of the distribution among the others.", ge=0)
-    warmup_epochs: int = setting(20, "Epochs over which the host dkd's term grows to full.", ge=0)
+    beta: float = setting(
+        2.0, "The host dkd's weight of the distribution among the others; nothing with two classes.", ge=0
+    )
+    warmup_epochs: int = setting(
+        0, "Epochs over which the host dkd's term grows to full; CTKD's authors use none.", ge=0
+    )
     vid_weight: float = setting(1.0, "The host vid's weight of its own term.", ge=0)
 
 
@@ -56,7 +60,10 @@ class LearnedTemperature(Distiller):
         Whether the factor T² carries a gradient to the temperature.
     """
 
-    limits = "With the host dkd it cannot be used with mixed labels; the host vid needs stages of maps."
+    limits = (
+        "With the host dkd it cannot be used with mixed labels, and with two classes beta does nothing; the host vid "
+        "needs stages of maps."
+    )
 
     def __init__(
         self, context: Context, options: HostOptions, temperature: nn.Module, *, strength: float, t2_in_graph: bool
@@ -74,6 +81,7 @@ class LearnedTemperature(Distiller):
             self.needs = self.needs | self.vid.needs
         if whole:
             require_two_classes(context, "dkd")
+        self.two_classes = context.num_classes == 2
 
     def loss(
         self, student: Outputs, teachers: Sequence[Outputs], labels: Tensor, progress: Progress
@@ -88,6 +96,11 @@ class LearnedTemperature(Distiller):
             terms["vid"] = self.vid.hint(student, teachers[0])
             total = total + self.weights.vid_weight * terms["vid"]
         return total, {**terms, "temperature": temperature.mean()}
+
+    def notes(self, batch_size: int) -> list[str]:
+        """That the host dkd's beta does nothing with two classes."""
+        method = type(self).__name__.lower()
+        return [TWO_CLASSES.format(method)] if self.weights.host == "dkd" and self.two_classes else []
 
     def current(self, student_logits: Tensor, teacher_logits: Tensor, progress: Progress) -> Tensor:
         """T, a scalar or ``[B, 1]``, whose gradient is reversed."""

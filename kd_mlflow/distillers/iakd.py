@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from kd_mlflow.data.batch import Batch
@@ -67,7 +68,7 @@ class IAKDOptions(MethodOptions):
     )
     start: float = setting(0.5, "Probability of the student's own block at the start.", ge=0, le=1)
     phase_epochs: tuple[int, ...] = setting(
-        (), "Epochs at which a phase of review begins, as the learning rate falls; empty: thirds."
+        (), "Epochs at which a phase of review begins, ascending, as the learning rate falls; empty: thirds."
     )
     final_share: float = setting(
         0.1,
@@ -77,6 +78,13 @@ class IAKDOptions(MethodOptions):
     )
     kd_weight: float = setting(0.0, "Weight of softened targets from a full pass of the teacher; 0 for none.", ge=0)
     temperature: float = setting(4.0, "Temperature of those targets.", gt=0)
+
+    @field_validator("phase_epochs")
+    @classmethod
+    def _ascending(cls, epochs: tuple[int, ...]) -> tuple[int, ...]:
+        if list(epochs) != sorted(set(epochs)) or any(epoch < 1 for epoch in epochs):
+            raise ValueError("epochs must be positive and ascend, as in 30,60")
+        return epochs
 
 
 class IAKD(Distiller):
@@ -117,9 +125,28 @@ class IAKD(Distiller):
             total = total + self.kd_weight * terms["kd"]
         return make_step({"main": total}, outputs.logits, terms)
 
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a schedule in which no block is ever swapped, or a phase never begins."""
+        swapping = self.swapping_epochs(epochs)
+        if swapping < 1:
+            raise InputError(
+                f"The method 'iakd' swaps no block in {epochs} epochs, since its final share of {self.final_share:g} "
+                "takes them all; set more --epochs or a smaller --iakd-final-share."
+            )
+        late = [epoch for epoch in self.phase_epochs if epoch >= swapping]
+        if late and self.schedule == "review":
+            raise InputError(
+                f"--iakd-phase-epochs {late[0]} never begins: blocks are swapped in the first {swapping} of {epochs} "
+                "epochs; name earlier epochs."
+            )
+
+    def swapping_epochs(self, epochs: int) -> int:
+        """How many of the epochs, from the first on, swap blocks."""
+        return epochs - math.ceil(self.final_share * epochs)
+
     def probability(self, progress: Progress) -> float:
         """p at this step; 1 in the final epochs."""
-        swapping = progress.epochs - math.ceil(self.final_share * progress.epochs)
+        swapping = self.swapping_epochs(progress.epochs)
         if progress.epoch > swapping:
             return 1.0
         phases = [0.0, *[epoch / swapping for epoch in self.phase_epochs]] if self.phase_epochs else (0.0, 1 / 3, 2 / 3)

@@ -15,6 +15,8 @@ from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.models.taps import Outputs, Tapped
 
 LEVELS = (4, 2, 1)
+# The authors' width of the fused maps, where the student is that wide.
+WIDEST = 512
 TAPS = frozenset({"logits", "pooled", "preactivations"})
 
 
@@ -65,7 +67,9 @@ class ReviewKDOptions(MethodOptions):
 
     weight: float = setting(1.0, "Weight of the review; 1 on the cross-entropy.", ge=0)
     warmup_epochs: int = setting(20, "Epochs over which the review grows to full weight; 1 on ImageNet.", ge=0)
-    middle: int = setting(512, "Width of the fused maps.", ge=8, le=4096)
+    middle: int | None = setting(
+        None, "Width of the fused maps; empty: that of the student's deepest map, at most 512.", ge=8, le=4096
+    )
 
 
 class ReviewKD(Distiller):
@@ -83,9 +87,10 @@ class ReviewKD(Distiller):
         student, teacher = networks_of(context, "reviewkd")
         own, other = _channels(student), _channels(teacher)
         self.count = min(len(own), len(other))
+        middle = options.middle or min(WIDEST, own[0])
         # Deepest first; the deepest has nothing to be fused with.
         self.fusions = nn.ModuleList(
-            AttentionFusion(channels, options.middle, target, fuse=number > 0)
+            AttentionFusion(channels, middle, target, fuse=number > 0)
             for number, (channels, target) in enumerate(zip(own[: self.count], other[: self.count], strict=True))
         )
 

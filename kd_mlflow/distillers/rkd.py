@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, full_precision
+from kd_mlflow.distillers.base import Context, Distiller, Progress, Terms, double_precision, full_precision
 from kd_mlflow.distillers.gather import gathered
 from kd_mlflow.distillers.options import MethodOptions, Source, setting
 from kd_mlflow.models.taps import Outputs
@@ -18,7 +18,7 @@ from kd_mlflow.models.taps import Outputs
 CHUNK_FLOATS = 2**24
 
 
-@full_precision
+@double_precision
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth L1 between the distances of all pairs, each network's divided by its mean (equations 5 to 7).
 
@@ -53,6 +53,8 @@ def _angles(features: Tensor, first: int, last: int) -> Tensor:
 
 
 def _relative_distances(features: Tensor) -> Tensor:
+    # Distances do not depend on a common offset, but the rounding of their squares does.
+    features = features - features.mean(dim=0)
     squares = features.square().sum(dim=1)
     squared = (squares[:, None] + squares[None] - 2 * features @ features.T).clamp(min=1e-12)
     distances = squared.sqrt()
@@ -75,11 +77,20 @@ class RKD(Distiller):
     source = Source("Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR", 2019, "authors' code", "1904.05068")
     Options = RKDOptions
     needs = frozenset({"logits", "pooled"})
-    limits = "Its relations are those within a batch, of all processes together."
+    limits = (
+        "Its relations are those within a batch, of all processes together; with two images both terms are always 0, "
+        "since one distance divided by the mean distance is 1."
+    )
 
     def __init__(self, context: Context, options: RKDOptions) -> None:
         super().__init__(context, options)
         self.weights = options
+
+    def notes(self, batch_size: int) -> list[str]:
+        """That a batch of one or two images has no relations to learn."""
+        if batch_size > 2:
+            return []
+        return [f"rkd: with {batch_size} images in a batch its terms are always 0; set a larger --batch-size."]
 
     def loss(
         self, student: Outputs, teachers: Sequence[Outputs], labels: Tensor, progress: Progress

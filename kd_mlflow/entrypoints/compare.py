@@ -135,21 +135,23 @@ def _refused(session: Session, config: CompareConfig, cells: dict[str, DistillCo
     teachers = prospective_teachers(session, next(iter(cells.values())))
     if teachers is None:
         return {}
-    return _refused_by(session, config, cells, teachers)
+    return _checked(session, config, cells, teachers)[0]
 
 
-def _refused_by(
+def _checked(
     session: Session, config: CompareConfig, cells: dict[str, DistillConfig], teachers: Sequence[Any]
-) -> dict[str, str]:
-    reasons = {}
+) -> tuple[dict[str, str], list[str]]:
+    """Refused methods with their reasons, and what is said of the others: their late terms, those without effect."""
+    reasons, notes = {}, []
     for method, cell in cells.items():
         try:
-            check(session, student_recipe(cell, session), teachers if _taught(method) else ())
+            without_effect = check(session, student_recipe(cell, session), teachers if _taught(method) else ())
+            notes += [*warm_up_notes(cell), *without_effect]
         except InputError as error:
             if ALL not in config.methods:
                 raise
             reasons[method] = str(error)
-    return reasons
+    return reasons, notes
 
 
 def _labels(sessions: dict[str, Session]) -> dict[str, str]:
@@ -175,9 +177,9 @@ def _one_dataset(
     others = NEWEST if resume else None
     any_cell = next(iter(cells.values()), None)
     teachers = _teachers(session, writer, any_cell, others) if any(map(_taught, cells)) else []
-    refused = refused | _refused_by(session, config, cells, [teacher.network.model for teacher in teachers])
+    refused_now, notes = _checked(session, config, cells, [teacher.network.model for teacher in teachers])
+    refused = refused | refused_now
     finished: list[Cell] = []
-    notes = [note for method, cell in cells.items() if method not in refused for note in warm_up_notes(cell)]
     for note in notes:
         session.terminal.warn(note)
     notes += [CACHED] if teachers and config.teacher_cache != "off" else []

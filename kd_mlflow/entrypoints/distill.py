@@ -76,10 +76,10 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
         record_setup(session, writer, config)
         others = NEWEST if resume else None
         teachers = _teachers(session, writer, config, others) if wants_teacher else []
-        check(session, plan, [teacher.network.model for teacher in teachers])
+        without_effect = check(session, plan, [teacher.network.model for teacher in teachers])
         control = _control(session, writer, config, others) if config.control else None
         notes = _compare_teacher(session, writer, config, teachers, control)
-        for note in warm_up_notes(config):
+        for note in (*warm_up_notes(config), *without_effect):
             session.terminal.warn(note)
             notes.append(note)
         views, registered = train_student_under(session, writer, config, plan, teachers, control, notes)

@@ -191,13 +191,18 @@ def _in_more_parts(session: Session, writer: RunWriter, recipe: Recipe, parts: i
     return recipe.model_copy(update={"accumulate": fewer})
 
 
-def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | None = None) -> None:
+def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | None = None) -> list[str]:
     """Build network and method once, so that what cannot work is said before anything trains.
 
     Parameters
     ----------
     teachers:
         Networks such as the teachers will be; None while they are not known.
+
+    Returns
+    -------
+    list of str
+        Sentences on what of the method has no effect here; none while the teachers are not known.
 
     Raises
     ------
@@ -212,11 +217,13 @@ def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | Non
     fewest, most = method_class(recipe.method).teacher_count
     student = build_network(session, recipe)
     if teachers is None:
-        return
+        return []
     if not fewest <= len(teachers) <= most:
         raise InputError(f"The method '{recipe.method}' takes {most} teacher, not {len(teachers)}.")
     task = training_task(session, recipe, student, teachers)
+    task.distiller.check_epochs(recipe.epochs)
     Tapped(task.distiller.training_student(student), task.distiller.needs)
+    return task.distiller.notes(recipe.batch_size)
 
 
 def _whole(usage: Usage, epochs_before: int) -> Usage:

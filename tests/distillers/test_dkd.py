@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from kd_mlflow.distillers.base import Context, Progress
 from kd_mlflow.distillers.dkd import decoupled_divergences, dkd_loss
 from kd_mlflow.distillers.kd import kd_loss
+from kd_mlflow.distillers.registry import create
 from kd_mlflow.distillers.temperatures import tempered_divergence
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.taps import Outputs
@@ -91,3 +92,12 @@ def test_a_gradient_check_by_differences():
 def test_a_single_class_is_refused():
     with pytest.raises(InputError, match="at least two classes"):
         method("dkd", Context(1))
+
+
+def test_with_two_classes_beta_has_no_effect_and_that_is_said():
+    student, teacher = STUDENT[:, :2], TEACHER[:, :2]
+    losses = {dkd_loss(student, teacher, torch.tensor([0, 1]), 4, 1.0, beta).item() for beta in (0.5, 2.0, 8.0)}
+    assert max(losses) - min(losses) < 1e-12
+    (note,) = create("dkd", Context(2), {}).notes(64)
+    assert "--dkd-beta has no effect" in note
+    assert create("dkd", Context(3), {}).notes(64) == []

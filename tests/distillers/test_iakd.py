@@ -116,3 +116,30 @@ def test_the_teacher_teaches_by_its_logits_as_well_if_asked():
     expected = step.terms["cross_entropy"] + 0.5 * step.terms["kd"]
     assert step.losses["main"].item() == pytest.approx(expected.item())
     assert pair_blocks(student, teacher)[0].student == iakd.pairs[0].student
+
+
+@pytest.mark.parametrize(("epochs", "options"), [(1, {}), (5, {"final_share": 1.0}), (2, {"final_share": 0.6})])
+def test_a_schedule_without_swaps_is_refused(epochs, options):
+    iakd, _, _ = pair(**options)
+    with pytest.raises(InputError, match=f"swaps no block in {epochs} epochs"):
+        iakd.check_epochs(epochs)
+
+
+def test_two_epochs_are_enough_to_swap():
+    iakd, _, _ = pair()
+    iakd.check_epochs(2)
+    assert iakd.probability(Progress(1, 2, 0, 5)) == 0.5
+    assert iakd.probability(Progress(2, 2, 5, 5)) == 1.0
+
+
+@pytest.mark.parametrize("phases", ["60,30", "30,30", "0,30"])
+def test_phases_out_of_order_are_refused(phases):
+    with pytest.raises(InputError, match=r"--iakd-phase-epochs.*ascend"):
+        pair(schedule="review", phase_epochs=phases)
+
+
+def test_a_phase_that_never_begins_is_refused():
+    iakd, _, _ = pair(schedule="review", phase_epochs="30,60")
+    iakd.check_epochs(100)
+    with pytest.raises(InputError, match=r"--iakd-phase-epochs 60 never begins.*first 45 of 50"):
+        iakd.check_epochs(50)

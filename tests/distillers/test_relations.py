@@ -142,3 +142,39 @@ def test_one_class_has_no_negatives():
     alone = type(alone)(3, student=student, teachers=(teacher,), index=torch.arange(4), labels=torch.zeros(4).long())
     with pytest.raises(InputError, match="different classes"):
         create("crd", alone, {})
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 3000.0, 1e5])
+def test_distances_do_not_see_an_offset_that_all_features_share(offset):
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(16, 32, generator=draw), torch.randn(16, 64, generator=draw)
+    # Offset and features add up without rounding, so that the distances are exactly the same.
+    student, teacher = (values.mul(16).round().div(16) for values in (student, teacher))
+    plain = distance_loss(student.double(), teacher.double()).item()
+    assert distance_loss(student + offset, teacher + offset).item() == pytest.approx(plain, rel=1e-5)
+
+
+def test_distances_within_two_far_clusters_are_not_lost():
+    draw = torch.Generator().manual_seed(1)
+    student = torch.randn(16, 32, generator=draw).mul(16).round().div(16)
+    teacher = torch.randn(16, 32, generator=draw).mul(16).round().div(16)
+    student[8:] += 4096.0
+    assert distance_loss(student, teacher).item() == pytest.approx(
+        distance_loss(student.double(), teacher.double()).item(), rel=1e-5
+    )
+
+
+def test_two_images_have_no_relations_to_learn_and_that_is_said():
+    features = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    assert distance_loss(features, 3 * features.flip(0) + 1).item() == pytest.approx(0, abs=1e-12)
+    rkd = create("rkd", context(network("resnet18"), network("resnet18")), {})
+    assert "always 0" in rkd.notes(2)[0]
+    assert rkd.notes(3) == []
+
+
+@pytest.mark.parametrize("magnitude", [1e-9, 1e-5, 1e6, 1e15])
+def test_similarities_do_not_see_the_scale_of_a_batch(magnitude):
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(6, 4, 2, 2, generator=draw), torch.randn(6, 4, 2, 2, generator=draw)
+    plain = similarity_loss(student, teacher).item()
+    assert similarity_loss(magnitude * student, teacher).item() == pytest.approx(plain, rel=1e-4)

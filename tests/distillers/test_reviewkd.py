@@ -10,6 +10,7 @@ from kd_mlflow.distillers.registry import create
 from kd_mlflow.distillers.reviewkd import AttentionFusion, hierarchical_context_loss
 from tests.distillers.networks import context, network, take_step
 
+SHALLOW = "tests.distillers.small:shallow"
 DRAW = torch.Generator().manual_seed(0)
 MAPS = torch.randn(2, 3, 4, 4, generator=DRAW)
 
@@ -59,3 +60,12 @@ def test_the_weight_grows_over_twenty_epochs(epoch, share):
     step = take_step(review, student, teacher, epoch=epoch, epochs=40)
     expected = step.terms["cross_entropy"] + share * step.terms["review"]
     assert step.losses["main"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "options", "width"),
+    [("resnet18", {}, 512), ("mobilenet_v2", {}, 512), (SHALLOW, {}, 64), (SHALLOW, {"middle": 128}, 128)],
+)
+def test_fused_maps_are_as_wide_as_the_students_deepest_and_at_most_512(student, options, width):
+    review = create("reviewkd", context(network(student), network("resnet18", seed=1)), options)
+    assert [fusion.narrow[0].out_channels for fusion in review.fusions] == [width] * len(review.fusions)

@@ -208,3 +208,51 @@ def test_the_host_vid_adds_its_term_on_the_stages(name):
     assert torch.equal(own.temperature.theta, start)
     assert own.extra_parameters()
     assert all(parameter.grad is not None for parameter in own.extra_parameters())
+
+
+@pytest.mark.parametrize("magnitude", [0.01, 1.0, 20.0, 100.0, 10000.0])
+def test_a_samples_temperature_does_not_depend_on_the_scale_of_the_logits(magnitude):
+    ctkd = make("ctkd", instance=True)
+    torch.nn.init.normal_(ctkd.temperature.layers[2].weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    plain = ctkd.temperature(STUDENT, TEACHER)
+    large = ctkd.temperature(magnitude * STUDENT + 5.0, magnitude * TEACHER - 7.0)
+    torch.testing.assert_close(large, plain, rtol=1e-6, atol=0)
+    assert 1.01 < large.min().item() < large.max().item() < 20.99
+
+
+@pytest.mark.parametrize("magnitude", [20.0, 100.0])
+def test_a_samples_temperature_still_learns_from_large_logits(magnitude):
+    ctkd = create("ctkd", Context(10), {"instance": True})
+    sgd = torch.optim.SGD(ctkd.temperature.parameters(), lr=0.05, momentum=0.9)
+    draw, slopes = torch.Generator().manual_seed(0), []
+    for step in range(30):
+        teacher = magnitude * torch.randn(64, 10, generator=draw)
+        student = teacher + 0.5 * magnitude * torch.randn(64, 10, generator=draw)
+        sgd.zero_grad()
+        progress = Progress(epoch=1, epochs=50, step=step, steps_per_epoch=30)
+        ctkd.loss(Outputs(student), [Outputs(teacher)], teacher.argmax(dim=1), progress)[0].backward()
+        slopes.append(sum(float(parameter.grad.abs().sum()) for parameter in ctkd.temperature.parameters()))
+        sgd.step()
+    assert min(slopes) > 1e-4
+
+
+def test_a_temperature_for_each_sample_is_called_a_reconstruction():
+    assert create("ctkd", Context(4), {"instance": True}).source.evidence == "reconstruction"
+    assert create("ctkd", Context(4), {}).source.evidence == "authors' code"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_host_dkd_is_at_full_weight_from_the_first_epoch_with_beta_two(name):
+    distiller = make(name, host="dkd")
+    early, _, _ = gradients(distiller, Progress(epoch=3, epochs=240, step=2, steps_per_epoch=1))
+    expected = dkd_loss(STUDENT, TEACHER, LABELS, distiller.temperature().item(), 1.0, 2.0)
+    assert early == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_with_two_classes_the_host_dkd_says_that_beta_has_no_effect(name):
+    assert create(name, Context(2), {"host": "dkd"}).notes(64) == [
+        f"{name}: with two classes there is one class beside the label, so --{name}-beta has no effect."
+    ]
+    assert create(name, Context(3), {"host": "dkd"}).notes(64) == []
+    assert create(name, Context(2), {}).notes(64) == []
