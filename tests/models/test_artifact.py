@@ -127,6 +127,21 @@ def test_exports_agree_with_the_module(folder, tmp_path):
     assert export_pt2(model, tmp_path / "model.pt2") < 1e-6
 
 
+@pytest.mark.fault("a model.json whose range of values is none", "refused in a sentence")
+def test_a_range_is_two_numbers_that_rise_and_that_of_16_bits_where_there_is_none(make, tmp_path):
+    save_model(tmp_path / "model", make("tests.models.networks:tied"), program=False)
+    file = tmp_path / "model" / "model.json"
+    description = json.loads(file.read_text())
+    for wrong in ([0, 0], [5, 4], [0], [0, 2**32], [-(2**31) - 1, 0], "0", None):
+        description["spec"]["value_range"] = wrong
+        file.write_text(json.dumps(description))
+        with pytest.raises(InputError, match=r"model\.json does not describe a model"):
+            load_model(file.parent)
+    del description["spec"]["value_range"]  # as in folders of earlier versions
+    file.write_text(json.dumps(description))
+    assert load_model(file.parent).spec.value_range == (0, 65535)
+
+
 def test_the_operator_set_can_be_chosen(make, tmp_path):
     onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
     export_onnx(make("tests.models.networks:tied"), tmp_path / "new" / "model.onnx", opset=20)
