@@ -25,7 +25,7 @@ from kd_mlflow.data import depth, manifest
 from kd_mlflow.data.images import BadImage, Decoded, decode, from_array
 from kd_mlflow.data.layout import SPLITS, BadFile, Item
 from kd_mlflow.data.manifest import Meta
-from kd_mlflow.data.ranges import Depths, measured_range, range_notes
+from kd_mlflow.data.ranges import Depths, flat_notes, measured_range, range_notes
 from kd_mlflow.data.sources import Source, content_digest
 from kd_mlflow.data.splits import TRAIN, UNSAID, Rows, assign, check, needs_cut
 from kd_mlflow.errors import InputError
@@ -129,6 +129,7 @@ def build(
         if used is not None:
             given = value_range is not None
             notes += range_notes(writer.depths, splits, rows.labels, arrangement.classes, used, given)
+        notes += flat_notes(writer.all_moments(), side, splits, rows.labels, arrangement.classes)
         np.save(folder / manifest.LABELS, rows.labels)
         np.save(folder / manifest.SPLIT_CODES, splits)
         digest = _write_manifest(folder, items, places, splits, writer, surveyed.digests, used)

@@ -1,4 +1,4 @@
-"""One range of values for all images of more than 8 bits of a data set."""
+"""One range of values for all images of more than 8 bits of a data set, and images without any picture in them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kd_mlflow.data.depth import Depth
-from kd_mlflow.data.layout import some
+from kd_mlflow.data.layout import SPLITS, some
 from kd_mlflow.data.splits import TRAIN
 
 # An image whose values all lie in this share of the range has no more than 8 of the 256 levels.
 _NEARLY_BLACK = 1 / 32
+# Below the least variance that a picture can have: one of 1024 x 1024 pixels differs by one level.
+_FLAT = 1e-7
+_FLAT_COLORS = ("", ", all black", ", all white")
 
 
 class Depths:
@@ -115,3 +118,41 @@ def _scale_note(table: np.ndarray, train: np.ndarray, value_range: tuple[int, in
         reason += ", rounded up to whole bits" if train[:, 2].max() != high else ""
     mixed = f"; {of_8_bits} images of 8 bits keep their scale of 255" if of_8_bits else ""
     return f"{bits} images are {scale} ({reason}){mixed}."
+
+
+def flat_notes(
+    moments: np.ndarray, side: int, splits: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> Iterator[str]:
+    """What is to be said of a data set, a split or a class of which every image is one flat color.
+
+    Parameters
+    ----------
+    moments:
+        ``[N, 2, 3]``: sum and sum of squares of each channel, of images of ``side`` x ``side`` pixels.
+    """
+    colors = _flat_colors(moments, side)
+    if colors.all():
+        yield _flat_note(f"the data set ({len(colors)})", colors)
+        return
+    for kind, codes, names in (("split", splits, SPLITS), ("class", labels, classes)):
+        members = [(name, codes == code) for code, name in enumerate(names)]
+        empty = [(name, mask) for name, mask in members if mask.any() and colors[mask].all()]
+        if empty:
+            listed = some(name for name, _ in empty)
+            yield _flat_note(f"{kind} {listed}", colors[np.any([mask for _, mask in empty], axis=0)])
+
+
+def _flat_colors(moments: np.ndarray, side: int) -> np.ndarray:
+    """``[N]`` uint8: 0 for an image that is not flat, else the place of its color in ``_FLAT_COLORS`` and 1."""
+    codes = np.zeros(len(moments), dtype=np.uint8)
+    for start in range(0, len(moments), 65536):
+        mean, square = np.moveaxis(moments[start : start + 65536] / side**2, 1, 0)
+        color = np.select([(mean == 0).all(axis=1), (mean == 255).all(axis=1)], [2, 3], 1)
+        codes[start : start + 65536] = np.where((square - mean**2 < _FLAT).all(axis=1), color, 0)
+    return codes
+
+
+def _flat_note(what: str, codes: np.ndarray) -> str:
+    color = _FLAT_COLORS[codes[0] - 1] if (codes == codes[0]).all() else ""
+    return (f"Every image of {what} is one flat color{color}: no picture was found in the files. Open a few of them "
+            "to see whether they hold what they should.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""One range of values for a data set, measured or declared."""
+"""One range of values for a data set, measured or declared, and warnings of images without a picture in them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from kd_mlflow.config import DataOptions
-from kd_mlflow.data import manifest
+from kd_mlflow.data import build, manifest
 from kd_mlflow.data.images import read_image
+from kd_mlflow.data.ranges import _flat_colors
 from kd_mlflow.data.store import prepare
 from tests.pictures import encoded, png16, portable, tiff
 
@@ -213,3 +214,42 @@ def test_a_range_that_is_none_is_a_damaged_store(wrong: object, tmp_path: Path, 
     with pytest.raises(manifest.DamagedStore):
         manifest.read_meta(store.path)
     assert prepare(options, home).value_range == (0, 1023)
+
+
+def flat(color: object, number: int) -> bytes:
+    """A picture of one color; its size makes files of one color differ."""
+    return encoded(Image.new("RGB", (20 + number, 24), color))
+
+
+def test_a_class_a_split_and_a_data_set_of_flat_colors_are_warned_of(tmp_path: Path, prepared) -> None:
+    def notes(name: str, color_of: Callable[[str, str, int], object]) -> list[str]:
+        draw = np.random.default_rng(0)
+        files: dict[str, list[bytes]] = {}
+        number = 0
+        for split in ("train", "val", "test"):
+            for label in ("cat", "dog"):
+                contents = files[f"{split}/{label}"] = []
+                for _ in range(2):
+                    number += 1
+                    color = color_of(split, label, number)
+                    noise = Image.fromarray(draw.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+                    contents.append(encoded(noise) if color is None else flat(color, number))
+        return [note for note in prepared(write(tmp_path / name, files)).warnings if "flat" in note]
+
+    assert notes("none", lambda split, label, number: None) == []
+    assert notes("some", lambda split, label, number: "red" if number % 2 else None) == []
+    (note,) = notes("class", lambda split, label, number: "black" if label == "cat" else None)
+    assert note.startswith("Every image of class 'cat' is one flat color, all black:")
+    (note,) = notes("split", lambda split, label, number: "white" if split == "val" else None)
+    assert note.startswith("Every image of split 'val' is one flat color, all white:")
+    (note,) = notes("colors", lambda split, label, number: (number, 7, 9) if label == "dog" else None)
+    assert note.startswith("Every image of class 'dog' is one flat color: no picture")
+    (note,) = notes("all", lambda split, label, number: (0, 0, 0))
+    assert note.startswith("Every image of the data set (12) is one flat color, all black:")
+
+
+def test_one_level_in_one_pixel_is_no_flat_color() -> None:
+    pixels = np.full((3, 300, 300), 254, np.uint8)
+    pixels[0, 0, 0] = 255
+    moments = np.stack([build._moments(pixels), build._moments(np.full((3, 300, 300), 254, np.uint8))])
+    assert _flat_colors(moments, 300).tolist() == [0, 1]
