@@ -19,7 +19,7 @@ from kd_mlflow.entrypoints.runs import adopted_run
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import load_model
-from kd_mlflow.models.export import export_onnx, export_pt2
+from kd_mlflow.models.export import export_onnx, export_pt2, usage
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.registry import pull, resolve
 from kd_mlflow.training.device import resolve_device
@@ -72,7 +72,9 @@ def export_model(model: str, file: Path, kind: str | None, tracking_uri: str = "
     with _folder_of(model, tracking_uri) as folder:
         network = load_model(folder, own=folder != Path(model)).eval()
         difference = (export_onnx if kind == "onnx" else export_pt2)(network, file)
-    result = {"file": str(file), "format": kind, "bytes": file.stat().st_size, "max_difference": difference}
+        metadata = usage(network)
+    result = {"file": str(file), "format": kind, "bytes": file.stat().st_size, "max_difference": difference,
+              "metadata": metadata}  # fmt: skip
     with adopted_run(tracking_uri, "export", f"export {kind}") as writer:
         if writer is not None:
             writer.params({"model": model, "format": kind})
