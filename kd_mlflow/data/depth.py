@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageOps, ImagePalette, TiffImagePlugin
@@ -95,7 +95,7 @@ def concerns(data: bytes) -> bool:
         return False
     try:
         with Image.open(io.BytesIO(data), formats=("TIFF", "PPM", "JPEG2000")) as image:
-            return _is_deep(image) or _narrow_palette(image) is not None
+            return _is_deep(image, data) or _narrow_palette(image) is not None
     except Exception:  # what cannot be opened has no pixels to decide about
         return False
 
@@ -115,7 +115,7 @@ def samples(image: Image.Image, data: bytes) -> Samples | None:
     Exception
         Whatever Pillow's readers raise on a damaged file.
     """
-    if not _is_deep(image):
+    if not _is_deep(image, data):
         return None
     read = {"PNG": _png, "TIFF": _tiff, "PPM": _portable}.get(image.format or "", _jpeg2000)
     return read(image, data)
@@ -168,7 +168,7 @@ def _scaled(values: np.ndarray, value_range: tuple[int, int]) -> np.ndarray:
     return (((values.astype(np.int64).clip(low, high) - low) * 255 + span // 2) // span).astype(np.uint8)
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: Image.Image, data: bytes) -> bool:
     if image.mode.startswith("I"):
         return True
     if image.format == "PNG":
@@ -177,6 +177,8 @@ def _is_deep(image: Image.Image) -> bool:
         return image.mode == "RGB" and _largest(image) > 255
     if image.format == "TIFF":
         return image.mode in ("RGB", "RGBA", "CMYK") and max(_numbers(image, _BITS), default=8) == 16
+    if image.format == "JPEG2000":
+        return image.mode in ("LA", "RGB", "RGBA") and _precision(data) > 8
     return False
 
 
@@ -232,9 +234,25 @@ def _portable(image: Image.Image, data: bytes) -> Samples:
 
 
 def _jpeg2000(image: Image.Image, data: bytes) -> Samples:
-    # The size segment: 36 bytes of sizes, the number of channels, and then how many bits the first one has.
-    bits = min((data[data.find(_CODESTREAM) + 42] & 0x7F) + 1, 16)
-    return _gray(np.asarray(loaded(image)) >> (16 - bits), bits, 2**bits - 1 if bits < 16 else 0)
+    bits = min(_precision(data), 16)
+    white = 2**bits - 1
+    declared = white if bits < 16 else 0
+    pixels = np.asarray(loaded(image))
+    if pixels.ndim == 2:
+        return _gray(pixels >> (16 - bits), bits, declared)
+    # Pillow gives the upper 8 bits of color only, rounded: 256 levels from black to white.
+    step = 2 ** (bits - 8)
+    least_high = max(0, int(pixels[..., : 1 if image.mode == "LA" else 3].max()) * step - step // 2)
+    values = (pixels.astype(np.uint32) * white // 255).astype(np.uint16)
+    if image.mode == "LA":
+        values = values[..., [0, 0, 0, 1]]
+    found = _color(values, "RGB" if values.shape[2] == 3 else "RGBA", declared, bits=bits)
+    return replace(found, depth=replace(found.depth, high=least_high))
+
+
+def _precision(data: bytes) -> int:
+    """Bits of the first channel: the size segment has 36 bytes of sizes, the number of channels, and then that."""
+    return (data[data.find(_CODESTREAM) + 42] & 0x7F) + 1
 
 
 def _gray(values: np.ndarray, bits: int, declared: int = 0, **more: object) -> Samples:

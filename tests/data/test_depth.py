@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_mlflow.data.depth import concerns
+from kd_mlflow.data.depth import Depth, concerns
 from kd_mlflow.data.images import BadImage, decode, read_image
 from kd_mlflow.tracking.loader import read_image as read_served
 from tests.pictures import encoded, png16, portable, tiff, turned
@@ -24,6 +24,15 @@ JPEG2000_12 = b64decode(
     "/0//UQApAAAAAAAIAAAACAAAAAAAAAAAAAAACAAAAAgAAAAAAAAAAAABCwEB/1IADAAAAAEAAAQEAAH/XAAEQGD/ZAAlAAFDcmVhdGVkIGJ5IE9wZW5K"
     "UEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAABmAAH/k9/hVBIsQqeXlbFDDtYoP97oKcVIuDRWEuF5DpiRhU9D0Zh+EpvOO8N5vXFJxoU3gmJWFbc5znXq"
     "SkAMwCgAB0Rl1SPMU4YLXGfa6ymrhOuAcNhsNhsNhsP/2Q=="
+)
+# The same in red, upside down in green, and backwards in blue, in 16 bits.
+JPEG2000_COLOR = b64decode(
+    "/0//UQAvAAAAAAAIAAAACAAAAAAAAAAAAAAACAAAAAgAAAAAAAAAAAADDwEBDwEBDwEB/1IADAAAAAEAAAQEAAH/XAAEQID/ZAAlAAFDcmVhdG"
+    "VkIGJ5IE9wZW5KUEVHIHZlcnNpb24gMi41LjT/kAAKAAAAAAFlAAH/k9/4k3gSK2cWj4+hghgWT+JgMI988xqUnOc5znOfnB1AAAAAAAThD2I5"
+    "sPzYf+xyD3Sdb62l1qm5183zfN83zfcLMGUthH0VB41KT1IsOVWUFigAsoIgAS4MGlHmw/Nh+bAtdXCdb62l1bG3zfN83zfN83/f+JNwPnc+qx"
+    "GfH9n0hQAYR5kPE/RmHrUpObAgiqnKqAAASkDgAVc2fWzI7Vp+wTXVwn/+lb62Nvm+b58Cu3m/oQcJgyj0O3FKTnfJUMqsoLFABZQRAAOiMuqN"
+    "q0/YjmwLXVwnW+tpdWxt83zfN83zfN/f+JNwYhrP5jsfkx/XUADCPMU4j6HlTEpOc5znOc5tyCgAAAAAACAzh9bVp+xFqxFbS6tpdW0upddWXl"
+    "5eXl5XvDpM4R9DypiUnfJUMqo1KVABZQRAAXUCojmw/Nh+bAtdXCdb62l1bG3zfN83zfN83zf/2Q=="
 )
 
 
@@ -80,6 +89,18 @@ def test_jpeg_2000_of_12_bits_says_so() -> None:
     result = decode(JPEG2000_12, 8, (0, 4095))
     assert (result.depth.bits, result.depth.low, result.depth.high, result.depth.declared) == (12, 0, 4095, 4095)
     assert np.array_equal(result.pixels, eight_bits(65 * np.arange(64).reshape(8, 8)))
+
+
+def test_color_jpeg_2000_is_read_with_its_upper_8_bits() -> None:
+    assert concerns(JPEG2000_COLOR)
+    result = decode(JPEG2000_COLOR, 8, (0, 4095))
+    ramp = 65 * np.arange(64).reshape(8, 8)
+    values = np.dstack([ramp, ramp[::-1], 4095 - ramp])
+    assert np.abs(result.pixels.astype(int) - eight_bits(values)).max() <= 17
+    # Pillow rounds to 16 of its 256 levels, which 4095 is not to be taken for more than.
+    assert result.depth == Depth(16, 0, 3968, 0)
+    assert np.array_equal(read_image(JPEG2000_COLOR, 8), (values.transpose(2, 0, 1) + 128) >> 8)
+    assert np.array_equal(read_served(JPEG2000_COLOR, 7, (0, 4095)), result.pixels[:, :7, :7])
 
 
 @pytest.mark.parametrize(
