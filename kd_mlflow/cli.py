@@ -257,7 +257,10 @@ def predict(folder: Path, images: Sequence[Path], top_k: int, batch_size: int, d
 @_tracking
 @_json
 def export(model: str, file: Path, kind: str | None, tracking_uri: str, as_json: bool) -> None:
-    """Write MODEL (a pulled folder or a registered model) to FILE, and compare it with the module."""
+    """Write MODEL (a pulled folder or a registered model) to FILE, and compare it with the module.
+
+    FILE says how it is used: class names, pixels in, logits out, preprocessing (--json shows them).
+    """
     from kd_mlflow.entrypoints.deploy import export_model
 
     result = export_model(model, file, kind, tracking_uri)

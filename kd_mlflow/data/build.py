@@ -12,7 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,11 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image
 
-from kd_mlflow.data import manifest
+from kd_mlflow.data import depth, manifest
 from kd_mlflow.data.images import BadImage, Decoded, decode, from_array
 from kd_mlflow.data.layout import SPLITS, BadFile, Item
 from kd_mlflow.data.manifest import Meta
+from kd_mlflow.data.ranges import Depths, flat_notes, measured_range, range_notes
 from kd_mlflow.data.sources import Source, content_digest
 from kd_mlflow.data.splits import TRAIN, UNSAID, Rows, assign, check, needs_cut
 from kd_mlflow.errors import InputError
@@ -52,7 +53,7 @@ class Survey:
     digests:
         ``[files, 32]``, uint8; zeros where a file could not be read.
     key:
-        Names the store: a hash over content, classes, splits and size.
+        Names the store: a hash over content, classes, splits and size, and over the range of values where that matters.
     """
 
     digests: np.ndarray
@@ -73,14 +74,18 @@ def side_of(image_size: int) -> int:
     return -(-image_size * 8 // 7)
 
 
-def survey(source: Source, image_size: int, split_seed: int) -> Survey:
-    """Hash every file, so that the same content finds the same store wherever it lies."""
+def survey(source: Source, image_size: int, split_seed: int, value_range: tuple[int, int] | None = None) -> Survey:
+    """Hash every file, so that the same content finds the same store wherever it lies; see :func:`build`."""
     items = source.arrangement().items
-    digests = np.zeros((len(items), 32), dtype=np.uint8)
-    for place, digest in enumerate(_in_order(lambda place: _digest(source, place), range(len(items)))):
-        digests[place] = np.frombuffer(digest, dtype=np.uint8)
+    digests, deep = np.zeros((len(items), 32), dtype=np.uint8), False
+    with _no_size_warnings():
+        for place, (digest, is_deep) in enumerate(_in_order(lambda place: _digest(source, place), range(len(items)))):
+            digests[place] = np.frombuffer(digest, dtype=np.uint8)
+            deep |= is_deep
     cut = needs_cut(_declared(items))
     key = hashlib.sha256(repr((manifest.FORMAT, image_size, (split_seed, source.held_out) if cut else None)).encode())
+    if deep:
+        key.update(repr((depth.VERSION, value_range)).encode())
     for item, digest in zip(items, digests, strict=True):
         key.update(json.dumps([item.path, item.label, item.split, digest.tobytes().hex()]).encode("ascii"))
     return Survey(digests, key.hexdigest()[:32])
@@ -88,9 +93,14 @@ def survey(source: Source, image_size: int, split_seed: int) -> Survey:
 
 def build(
     source: Source, surveyed: Survey, folder: Path, *, image_size: int, split_seed: int, max_bad: float,
-    on_progress: Progress | None = None,
+    on_progress: Progress | None = None, value_range: tuple[int, int] | None = None,
 ) -> None:  # fmt: skip
     """Write the store of a surveyed source into an empty folder.
+
+    Parameters
+    ----------
+    value_range:
+        What black and white are in images of more than 8 bits a channel; None takes it from the training images.
 
     Raises
     ------
@@ -102,9 +112,7 @@ def build(
     check_disk(folder, len(items), side)
     writer = _Writer(folder, len(items), 3 * side * side, on_progress)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of any image above half the size it refuses; the limit here is our own.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _no_size_warnings():
             writer.take(items, _in_order(lambda place: _row(source, surveyed.digests, place, side), range(len(items))))
         writer.close()
         check_bad(writer.bad, len(items), max_bad)
@@ -117,17 +125,22 @@ def build(
         )  # fmt: skip
         splits, notes = assign(rows, source.held_out, split_seed)
         notes += check(rows, splits, arrangement.classes)
+        used = _rescaled(source, surveyed, writer, splits, side, value_range) if writer.depths else None
+        if used is not None:
+            given = value_range is not None
+            notes += range_notes(writer.depths, splits, rows.labels, arrangement.classes, used, given)
+        notes += flat_notes(writer.all_moments(), side, splits, rows.labels, arrangement.classes)
         np.save(folder / manifest.LABELS, rows.labels)
         np.save(folder / manifest.SPLIT_CODES, splits)
-        digest = _write_manifest(folder, items, places, splits, writer, surveyed.digests)
+        digest = _write_manifest(folder, items, places, splits, writer, surveyed.digests, used)
         mean, std = writer.statistics(splits, side)
         write = (manifest.MANIFEST, manifest.LABELS, manifest.SPLIT_CODES, manifest.OFFSETS)
         marks = {name: manifest.mark_file(folder / name) for name in write}
-        marks[manifest.IMAGES] = manifest.mark_file(folder / manifest.IMAGES, writer.hash.hexdigest(), writer.row_size)
+        marks[manifest.IMAGES] = manifest.mark_file(folder / manifest.IMAGES, writer.sha256(), writer.row_size)
         bad = [[one.path, one.reason] for one in writer.bad]
         manifest.write_meta(folder, Meta(
             surveyed.key, digest, list(arrangement.classes), image_size, side, len(places), len(items), mean, std,
-            notes, bad, marks,
+            notes, bad, marks, None if used is None else list(used),
         ))  # fmt: skip
     except OSError as error:
         raise InputError(
@@ -182,6 +195,8 @@ class _Writer:
         self.hash = hashlib.sha256()
         self.places = array("q")
         self.sizes = array("i")
+        self.depths = Depths()
+        self.rewritten = False
         self.bad: list[BadFile] = []
         self.pixels: IO[bytes] = (folder / manifest.IMAGES).open("wb")
         # Written plainly, not through a memory map: a full disk is then an error and not a crash.
@@ -197,6 +212,8 @@ class _Writer:
                 self.pixels.write(result.image.pixels.data)
                 self.hash.update(result.checksum)
                 self.moments.write(result.moments.tobytes())
+                if result.image.depth is not None:
+                    self.depths.add(len(self.places), result.image.depth)
                 self.places.append(place)
                 self.sizes.extend((result.image.width, result.image.height))
                 if len(self.places) % self.flush_every == 0:
@@ -218,9 +235,33 @@ class _Writer:
         self.pixels.close()
         self.moments.close()
 
+    def rewrite(self, rows: Iterable[int], results: Iterable[Row | BadImage]) -> None:
+        """Put other pixels in the place of some rows of a closed store."""
+        self.rewritten = True
+        with (self.folder / manifest.IMAGES).open("r+b") as pixels, (self.folder / "moments").open("r+b") as moments:
+            for count, (row, result) in enumerate(zip(rows, results, strict=True)):
+                if isinstance(result, BadImage):
+                    raise OSError(f"a file could be decoded once only: {result.reason}")
+                pixels.seek(row * self.row_size)
+                pixels.write(result.image.pixels.data)
+                moments.seek(row * result.moments.nbytes)
+                moments.write(result.moments.tobytes())
+                if self.on_progress is not None:
+                    self.on_progress(count + 1, len(self.depths))
+            pixels.flush()
+            os.fsync(pixels.fileno())
+
+    def sha256(self) -> str | None:
+        """The digest of the pixels; None where it has to be taken from the file."""
+        return None if self.rewritten else self.hash.hexdigest()
+
+    def all_moments(self) -> np.ndarray:
+        """Sum and sum of squares of each channel, ``[N, 2, 3]``."""
+        return np.memmap(self.folder / "moments", dtype=np.float64, mode="r", shape=(len(self.places), 2, 3))
+
     def statistics(self, splits: np.ndarray, side: int) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over all pixels of the training split, scale 0 to 1."""
-        sums = np.memmap(self.folder / "moments", dtype=np.float64, mode="r", shape=(len(splits), 2, 3))
+        sums = self.all_moments()
         total = np.zeros((2, 3))
         for start in range(0, len(splits), 65536):
             total += sums[start : start + 65536][splits[start : start + 65536] == TRAIN].sum(axis=0)
@@ -238,8 +279,9 @@ class _Writer:
 
 
 def _write_manifest(
-    folder: Path, items: list[Item], places: np.ndarray, splits: np.ndarray, writer: _Writer, digests: np.ndarray
-) -> str:
+    folder: Path, items: list[Item], places: np.ndarray, splits: np.ndarray, writer: _Writer, digests: np.ndarray,
+    value_range: tuple[int, int] | None,
+) -> str:  # fmt: skip
     """One line a row and a bad file; returns the digest of the data set."""
     offsets = np.zeros(len(places) + 1, dtype=np.int64)
     content = hashlib.sha256()
@@ -254,19 +296,48 @@ def _write_manifest(
         for one in writer.bad:
             file.write(json.dumps({"path": one.path, "bad": one.reason}).encode("ascii") + b"\n")
     np.save(folder / manifest.OFFSETS, offsets)
+    if value_range not in (None, depth.FULL_RANGE):
+        # A network that was taught with other pixels of the same files is not to be taken for one of this data.
+        content.update(repr(value_range).encode())
     return content.hexdigest()[:32]
 
 
-def _digest(source: Source, place: int) -> bytes:
+def _rescaled(
+    source: Source, surveyed: Survey, writer: _Writer, splits: np.ndarray, side: int, given: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The range of values of the images of more than 8 bits, which are decoded once more if it is not the usual one."""
+    table, rows = writer.depths.table(), writer.depths.rows
+    train = splits[np.array(rows)] == TRAIN
+    used = given or measured_range(table[train] if train.any() else table)
+    if used != depth.FULL_RANGE:
+        places = (writer.places[row] for row in rows)
+        with _no_size_warnings():
+            writer.rewrite(rows, _in_order(lambda place: _row(source, surveyed.digests, place, side, used), places))
+    return used
+
+
+@contextmanager
+def _no_size_warnings() -> Iterator[None]:
+    """Pillow warns of any image above half the size it refuses; the limit here is our own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _digest(source: Source, place: int) -> tuple[bytes, bool]:
+    """The digest of a file, and whether the range of values bears on its pixels."""
     if source.arrangement().items[place].entry.problem:
-        return bytes(32)
+        return bytes(32), False
     try:
-        return content_digest(source.read(place))
+        content = source.read(place)
     except OSError:
-        return bytes(32)
+        return bytes(32), False
+    return content_digest(content), isinstance(content, bytes) and depth.concerns(content)
 
 
-def _row(source: Source, digests: np.ndarray, place: int, side: int) -> Row | BadImage:
+def _row(
+    source: Source, digests: np.ndarray, place: int, side: int, value_range: tuple[int, int] = depth.FULL_RANGE
+) -> Row | BadImage:
     problem = source.arrangement().items[place].entry.problem
     if problem:
         return BadImage(problem)
@@ -279,7 +350,7 @@ def _row(source: Source, digests: np.ndarray, place: int, side: int) -> Row | Ba
     if content_digest(content) != digests[place].tobytes():
         raise _changed(source, place)
     try:
-        image = decode(content, side) if isinstance(content, bytes) else from_array(content, side)
+        image = decode(content, side, value_range) if isinstance(content, bytes) else from_array(content, side)
     except BadImage as bad:
         return bad
     return Row(image, manifest.checksum(image.pixels.data), _moments(image.pixels))

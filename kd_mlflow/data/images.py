@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from kd_mlflow.data.depth import FULL_RANGE, Depth, loaded, picture, samples
 from kd_mlflow.data.jpeg import decode_plain, plain_size
 
 # Named, because Pillow would otherwise also try formats that start other programs (EPS: Ghostscript).
@@ -40,14 +41,23 @@ class BadImage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Pixels ``[3, side, side]`` uint8, with the size in pixels that the image had, upright."""
+    """Pixels ``[3, side, side]`` uint8, with the size in pixels that the image had, upright.
+
+    ``depth`` tells of the values that an image of more than 8 bits a channel had.
+    """
 
     pixels: np.ndarray
     width: int
     height: int
+    depth: Depth | None = None
 
 
-def read_image(source: Path | bytes, side: int) -> np.ndarray:
+def read_image(source: Path | bytes, side: int, value_range: tuple[int, int] = FULL_RANGE) -> np.ndarray:
+    """Pixels ``[3, side, side]``, uint8; see :func:`read_decoded`."""
+    return read_decoded(source, side, value_range).pixels
+
+
+def read_decoded(source: Path | bytes, side: int, value_range: tuple[int, int] = FULL_RANGE) -> Decoded:
     """The image as RGB, upright, its shortest side scaled to ``side``, its centre square kept.
 
     Parameters
@@ -56,11 +66,8 @@ def read_image(source: Path | bytes, side: int) -> np.ndarray:
         A file, or the bytes of one.
     side:
         Side of the square, in pixels.
-
-    Returns
-    -------
-    np.ndarray
-        ``[3, side, side]``, uint8.
+    value_range:
+        What black and white are in an image of more than 8 bits a channel.
 
     Raises
     ------
@@ -68,12 +75,12 @@ def read_image(source: Path | bytes, side: int) -> np.ndarray:
         With the reason: empty, truncated, not an image, too large, unreadable.
     """
     if isinstance(source, bytes):
-        return decode(source, side).pixels
+        return decode(source, side, value_range)
     try:
         data = read_file(source)
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror or error}") from None
-    return decode(data, side).pixels
+    return decode(data, side, value_range)
 
 
 def read_file(path: Path | str, allowed: Callable[[str], object] | None = None) -> bytes:
@@ -117,8 +124,8 @@ def too_many_bytes(size: int) -> str:
     return f"absurdly large: {size / 2**20:.0f} MiB, the limit is {MAX_BYTES // 2**20} MiB"
 
 
-def decode(data: bytes, side: int) -> Decoded:
-    """Bytes of an image file to pixels; see :func:`read_image`."""
+def decode(data: bytes, side: int, value_range: tuple[int, int] = FULL_RANGE) -> Decoded:
+    """Bytes of an image file to pixels; see :func:`read_decoded`."""
     if not data:
         raise BadImage("the file is empty")
     size = plain_size(data)
@@ -134,8 +141,11 @@ def decode(data: bytes, side: int) -> Decoded:
                 raise BadImage(_too_many_pixels(f"{width} x {height} pixels"))
             # A JPEG is decoded at 1/2, 1/4 or 1/8 where that still leaves twice the pixels needed.
             image.draft(None, (2 * side, 2 * side))
-            image.load()
-            turned = _upright(image)
+            deep = samples(image, data)
+            if deep is not None:
+                rgb = _to_rgb(picture(deep, value_range))
+                return Decoded(_centre_square(rgb, side), *rgb.size, deep.depth)
+            turned = loaded(image)
             if (turned.width > turned.height) != (image.width > image.height):
                 width, height = height, width
             return Decoded(_centre_square(_to_rgb(turned), side), width, height)
@@ -155,20 +165,9 @@ def from_array(pixels: np.ndarray, side: int) -> Decoded:
     return Decoded(_centre_square(Image.fromarray(pixels).convert("RGB"), side), width, height)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data says nothing about the pixels
-        return image
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise BadImage("floating-point pixels have no known range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16 bits at 255: nearly all of the image would be white.
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

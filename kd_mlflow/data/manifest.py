@@ -49,7 +49,10 @@ class FileMark:
 
 @dataclass(frozen=True)
 class Meta:
-    """What ``store.json`` holds."""
+    """What ``store.json`` holds.
+
+    ``value_range`` is what black and white are in the images of more than 8 bits; absent where there are none.
+    """
 
     key: str
     digest: str
@@ -63,12 +66,15 @@ class Meta:
     warnings: list[str]
     bad: list[list[str]]
     marks: dict[str, FileMark]
+    value_range: list[int] | None = None
     format: int = FORMAT
 
 
 def write_meta(folder: Path, meta: Meta) -> None:
     """Write ``store.json``; it comes last."""
     content = asdict(meta)
+    if meta.value_range is None:
+        del content["value_range"]  # such a store is what earlier versions wrote, and read
     content["seal"] = _seal(content)
     with (folder / META).open("w", encoding="ascii") as file:
         json.dump(content, file, indent=1)
@@ -129,8 +135,13 @@ def _fits(meta: Meta) -> bool:
         and meta.marks[IMAGES].size == meta.count * 3 * meta.side**2
         and all(type(text) is str for text in texts)
         and all(len(one) == 2 for one in meta.bad)
+        and (meta.value_range is None or _is_range(meta.value_range))
         and all(len(three) == 3 and all(math.isfinite(one) for one in three) for three in (meta.mean, meta.std))
     )
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and [type(limit) for limit in value] == [int, int] and value[0] < value[1]
 
 
 def _check_rows(folder: Path, meta: Meta) -> None:

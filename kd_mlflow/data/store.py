@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from kd_mlflow.config import DataOptions
-from kd_mlflow.data import manifest
+from kd_mlflow.data import depth, manifest
 from kd_mlflow.data.build import build, check_bad, survey
 from kd_mlflow.data.layout import SPLITS, BadFile
 from kd_mlflow.data.manifest import DamagedStore, Meta, read_meta
@@ -58,6 +58,8 @@ class Store:
         The files that were left out.
     warnings:
         What a person should know about the data.
+    value_range:
+        What black and white are in the images of more than 8 bits a channel; None where there are none.
     copies:
         Where ``images`` also lies, by device; None where it has not the room. Kept by :mod:`kd_mlflow.data.placing`.
     """
@@ -75,6 +77,7 @@ class Store:
     std: tuple[float, float, float]
     bad: tuple[BadFile, ...]
     warnings: tuple[str, ...]
+    value_range: tuple[int, int] | None = None
     copies: dict[torch.device, Tensor | None] = field(default_factory=dict, init=False, repr=False)
 
     def path_of(self, index: int) -> str:
@@ -88,7 +91,10 @@ class Store:
             return json.loads(file.readline())["path"]
 
 
-def prepare(options: DataOptions, home: Path, on_progress: Callable[[int, int], None] | None = None) -> Store:
+def prepare(
+    options: DataOptions, home: Path, on_progress: Callable[[int, int], None] | None = None,
+    value_range: tuple[int, int] | None = None,
+) -> Store:  # fmt: skip
     """The store of a data set, built now if there is none of this content and size.
 
     Safe when several processes call it at once: one builds, the others wait for it.
@@ -100,7 +106,9 @@ def prepare(options: DataOptions, home: Path, on_progress: Callable[[int, int], 
     home:
         Stores go below ``home/stores``, downloads below ``home/downloads``.
     on_progress:
-        Called with (files done, files in all) while a store is built.
+        Called with (files done, files in all) while a store is built; with images of more than 8 bits twice.
+    value_range:
+        What black and white are in images of more than 8 bits a channel; None takes it from the training images.
 
     Raises
     ------
@@ -116,16 +124,16 @@ def prepare(options: DataOptions, home: Path, on_progress: Callable[[int, int], 
             f"The folder {str(stores)!r} cannot be made ({error.strerror}); set KD_MLFLOW_HOME to a folder that can "
             "be written."
         ) from None
-    pointer = stores / "known" / _request(source, options)
+    pointer = stores / "known" / _request(source, options, value_range)
     found, noted = _known(stores, pointer)
     if found is None:
-        surveyed = survey(source, options.image_size, options.split_seed)
+        surveyed = survey(source, options.image_size, options.split_seed, value_range)
         with _lock(stores / f".{surveyed.key}.lock"):
             found = _usable(stores / surveyed.key)
             if found is None:
                 with _workshop(stores, surveyed.key) as folder:
                     build(source, surveyed, folder, image_size=options.image_size, split_seed=options.split_seed,
-                          max_bad=options.max_bad, on_progress=on_progress)  # fmt: skip
+                          max_bad=options.max_bad, on_progress=on_progress, value_range=value_range)  # fmt: skip
                     _put(folder, stores / surveyed.key)
                 found = read_meta(stores / surveyed.key)
         noted = source.arrangement().warnings
@@ -135,9 +143,9 @@ def prepare(options: DataOptions, home: Path, on_progress: Callable[[int, int], 
     return store
 
 
-def _request(source: Source, options: DataOptions) -> str:
+def _request(source: Source, options: DataOptions, value_range: tuple[int, int] | None) -> str:
     """Names what was asked for, before any file has been read."""
-    asked = (manifest.FORMAT, source.stamp(), options.image_size, options.split_seed)
+    asked = (manifest.FORMAT, depth.VERSION, value_range, source.stamp(), options.image_size, options.split_seed)
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]
 
 
@@ -219,5 +227,5 @@ def _open(path: Path, meta: Meta, name: str, noted: tuple[str, ...]) -> Store:
         labels=np.load(path / manifest.LABELS),
         splits={split: np.flatnonzero(codes == code) for code, split in enumerate(SPLITS)},
         mean=tuple(meta.mean), std=tuple(meta.std), bad=tuple(BadFile(*one) for one in meta.bad),
-        warnings=(*noted, *meta.warnings),
+        warnings=(*noted, *meta.warnings), value_range=tuple(meta.value_range) if meta.value_range else None,
     )  # fmt: skip

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from kd_mlflow.data.build import side_of
-from kd_mlflow.data.images import BadImage, read_image
+from kd_mlflow.data.images import BadImage, read_decoded
 from kd_mlflow.data.layout import is_image
+from kd_mlflow.data.ranges import misfits
 from kd_mlflow.entrypoints.runs import adopted_run
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import load_model
-from kd_mlflow.models.export import export_onnx, export_pt2
+from kd_mlflow.models.export import export_onnx, export_pt2, usage
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.registry import pull, resolve
 from kd_mlflow.training.device import resolve_device
@@ -43,15 +44,22 @@ def predict_images(
     spec, files = model.spec, _files(images)
     predictions: list[dict[str, Any]] = []
     unreadable: list[dict[str, str]] = []
+    misfit: list[Path] = []
     with terminal.preparing("Predicting") as progress:
         for first in range(0, len(files), batch_size):
             group = files[first : first + batch_size]
-            readable, pixels = _readable(group, spec.image_size, unreadable)
+            readable, pixels = _readable(group, spec.image_size, unreadable, spec.value_range, misfit)
             if readable:
                 with torch.inference_mode():
                     logits = model(torch.from_numpy(np.stack(pixels)).to(place))
                 predictions += _named(readable, logits.float().cpu(), spec.classes, top_k)
             progress(first + len(group), len(files))
+    if misfit:
+        low, high = spec.value_range
+        terminal.warn(
+            f"{len(misfit)} images of more than 8 bits do not fit the model's scale of {low} to {high}: they are "
+            f"nearly black or partly plain white to it, the first: {misfit[0]}. Give images in the range it was taught."
+        )
     return {"predictions": predictions, "unreadable": unreadable}
 
 
@@ -64,7 +72,9 @@ def export_model(model: str, file: Path, kind: str | None, tracking_uri: str = "
     with _folder_of(model, tracking_uri) as folder:
         network = load_model(folder, own=folder != Path(model)).eval()
         difference = (export_onnx if kind == "onnx" else export_pt2)(network, file)
-    result = {"file": str(file), "format": kind, "bytes": file.stat().st_size, "max_difference": difference}
+        metadata = usage(network)
+    result = {"file": str(file), "format": kind, "bytes": file.stat().st_size, "max_difference": difference,
+              "metadata": metadata}  # fmt: skip
     with adopted_run(tracking_uri, "export", f"export {kind}") as writer:
         if writer is not None:
             writer.params({"model": model, "format": kind})
@@ -84,14 +94,18 @@ def _folder_of(model: str, tracking_uri: str) -> Iterator[Path]:
 
 
 def _readable(
-    files: Sequence[Path], size: int, unreadable: list[dict[str, str]]
-) -> tuple[list[Path], list[np.ndarray]]:
-    """The files that are images, with their pixels; the others are noted with the reason."""
+    files: Sequence[Path], size: int, unreadable: list[dict[str, str]], value_range: tuple[int, int],
+    misfit: list[Path],
+) -> tuple[list[Path], list[np.ndarray]]:  # fmt: skip
+    """The files that are images, with their pixels; others are noted with the reason, and misfits to the range."""
     readable, pixels = [], []
     for file in files:
         try:
-            pixels.append(_centre(read_image(file, side_of(size)), size))
+            image = read_decoded(file, side_of(size), value_range)
+            pixels.append(_centre(image.pixels, size))
             readable.append(file)
+            if image.depth is not None and misfits(image.depth, value_range):
+                misfit.append(file)
         except BadImage as error:
             unreadable.append({"path": str(file), "reason": error.reason})
     return readable, pixels

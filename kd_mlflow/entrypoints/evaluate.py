@@ -54,7 +54,9 @@ def evaluate(config: EvaluateConfig, *, terminal: Terminal | None = None) -> Eva
     network = find_network(connect(config.tracking_uri), uri)
     size = config.image_size or network.model.spec.image_size
     session = Session.open(
-        config.model_copy(update={"image_size": size, "model": uri}), terminal or Terminal(quiet=True)
+        config.model_copy(update={"image_size": size, "model": uri}),
+        terminal or Terminal(quiet=True),
+        network.model.spec.value_range,
     )
     same_classes(session, network, uri)
     view = evaluate_network(session, network, (config.split,), uri, owner=True)
@@ -122,7 +124,7 @@ def evaluate_network(session: Session, network: Network, splits: Sequence[str], 
 
 
 def same_classes(session: Session, network: Network, asked: str) -> None:
-    """Refuse a model whose class list is not the data's.
+    """Refuse a model whose class list is not the data's; warn of another size or scale of the images.
 
     Raises
     ------
@@ -132,6 +134,12 @@ def same_classes(session: Session, network: Network, asked: str) -> None:
     size = network.model.spec.image_size
     if size != session.store.image_size:
         session.terminal.warn(f"{asked} was trained at {size} px and is used at {session.store.image_size} px.")
+    taught, given = network.model.spec.value_range, session.store.value_range
+    if given not in (None, taught):
+        session.terminal.warn(
+            f"{asked} was trained with images of more than 8 bits scaled from {taught[0]} to {taught[1]}, and is given "
+            f"the data's, scaled from {given[0]} to {given[1]}: its answers may be worse than they could be."
+        )
     theirs, ours = tuple(network.model.spec.classes), tuple(session.store.classes)
     if theirs != ours:
         differ = sorted(set(theirs) ^ set(ours)) or ["their order"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_mlflow.config import Recipe
+from kd_mlflow.data.depth import FULL_RANGE
 from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_per_epoch, training_batches
 from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
@@ -266,6 +267,7 @@ def network_spec(session: Session, recipe: Recipe) -> ModelSpec:
         stem=recipe.stem,
         dropout=recipe.dropout,
         squeeze_excitation=recipe.squeeze_excitation,
+        value_range=store.value_range or FULL_RANGE,
     )
 
 

@@ -25,6 +25,7 @@ def prepare_data(config: PrepareConfig, terminal: Terminal | None = None) -> dic
         "splits": {name: len(index) for name, index in store.splits.items()},
         "mean": list(store.mean),
         "std": list(store.std),
+        "value_range": None if store.value_range is None else list(store.value_range),
         "warnings": list(store.warnings),
         "bad": [{"path": bad.path, "reason": bad.reason} for bad in store.bad],
     }

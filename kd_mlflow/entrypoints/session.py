@@ -46,8 +46,15 @@ class Session:
     checkpoint_root: Path
 
     @classmethod
-    def open(cls, config: PlaceOptions, terminal: Terminal) -> Session:
-        """Check what can be checked at once, connect, and prepare the data."""
+    def open(cls, config: PlaceOptions, terminal: Terminal, value_range: tuple[int, int] | None = None) -> Session:
+        """Check what can be checked at once, connect, and prepare the data.
+
+        Parameters
+        ----------
+        value_range:
+            What black and white are, for the model that is to be used, in images of more than 8 bits a channel;
+            None takes it from the data.
+        """
         device = resolve_device(config.device)
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
         place = home()
@@ -55,6 +62,8 @@ class Session:
         _mend(client, place, terminal)
         with terminal.preparing(f"Preparing {config.data}") as progress:
             store = prepare(config, place, progress)
+            if value_range is not None and store.value_range not in (None, value_range):
+                store = prepare(config, place, progress, value_range)
         counts = ", ".join(f"{len(index)} {split}" for split, index in store.splits.items())
         terminal.say(f"Data {store.name}: {len(store.classes)} classes, {counts}, {store.image_size} px")
         for warning in store.warnings:

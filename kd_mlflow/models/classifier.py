@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kd_mlflow.config import Stem
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, Field(gt=-10, lt=10, allow_inf_nan=False)]
 Spread = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+Value = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 # Each has a row in the last layer: a description of a few bytes must not ask for all memory.
 MAX_CLASSES = 2**17
 Exits = Literal["none", "final", "soft", "hard", "exit1", "exit2", "exit3"]
@@ -43,6 +44,8 @@ class ModelSpec(BaseModel):
     exits:
         ``none``, or which answer a network with exits gives: that of its own head (``final``), the mean of
         the exits' probabilities (``soft``), their vote (``hard``), or one early exit, from the shallowest.
+    value_range:
+        What black and white are in images of more than 8 bits a channel.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +59,13 @@ class ModelSpec(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     squeeze_excitation: bool = False
     exits: Exits = "none"
+    value_range: tuple[Value, Value] = (0, 65535)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> ModelSpec:
+        if self.value_range[0] >= self.value_range[1]:
+            raise ValueError("value_range must rise")
+        return self
 
 
 class LinearHead(nn.Linear):

@@ -23,6 +23,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.models import Model
 from mlflow.utils.time import get_current_time_millis
 
+from kd_mlflow.data import depth
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.tracking import loader
 from kd_mlflow.tracking.client import one_line
@@ -130,8 +131,10 @@ def write_flavor(target: Path, folder: Path, description: Model) -> None:
 
 
 def _loader() -> tuple[str, bytes]:
-    """The name and the source of the module that answers for a model."""
-    source = Path(loader.__file__).read_bytes()
+    """The name and the source of the module that answers for a model: the loader, after what it imports from here."""
+    imported, answering = (Path(part.__file__).read_bytes() for part in (depth, loader))
+    needless = (f"from {depth.__name__} import ".encode(), b"from __future__ import ")
+    source = imported + b"".join(line for line in answering.splitlines(True) if not line.startswith(needless))
     # Named by its content: one process may load two models that carry different loaders.
     return f"kd_mlflow_loader_{hashlib.sha256(source).hexdigest()[:12]}", source
 

@@ -1,14 +1,17 @@
 """The code that travels inside a logged model and answers for it: images in, classes out.
 
-MLflow imports this file from the model's own folder, so it stands alone: it needs torch, numpy, pandas
-and Pillow, and never the package that trained the model. An image is decoded, scaled and cropped here
-exactly as it is for evaluation.
+MLflow imports this file from the model's own folder, so it stands alone there: it needs torch, numpy, pandas
+and Pillow, and never the package that trained the model; what it imports of that is put before it in one file.
+An image is decoded, scaled and cropped here exactly as it is for evaluation.
 
 Input of ``predict``
-    A table with a column ``image``, or a list: the bytes of image files, or those as base64 text (a
-    ``data:`` URL is fine). Or an array of integers 0 to 255: ``[B, 3, S, S]`` or ``[B, S, S, 3]`` of the
-    model's own size S is taken as it is, any other ``[B, H, W, 3]`` or ``[B, 3, H, W]`` is scaled and
-    cropped as a file would be. A single image, ``[3, H, W]`` or ``[H, W, 3]``, is a batch of one.
+    A table with a column ``image``, a list, or a single image. An image is the bytes of a file, those as base64
+    text (a ``data:`` URL is fine), a Pillow image, or an array of whole numbers from 0 to 255: ``[H, W, C]``,
+    ``[C, H, W]`` or gray ``[H, W]``, C being 1, 3 or 4 (the fourth is opacity). A batch may also be one array,
+    ``[B, H, W, C]`` or ``[B, C, H, W]``. An array of the model's own size is taken as it is, any other is scaled
+    and cropped as a file would be.
+    In Python an image may be a ``pathlib.Path`` too. Text never is a path: whoever may ask a server for an answer
+    could otherwise have it read its files.
 Output
     A table with a row an image: ``class`` (name), ``probability`` (of that class) and ``probabilities``
     (a list, in the order of the model's classes).
@@ -20,14 +23,18 @@ import base64
 import binascii
 import io
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch.nn.functional import interpolate
+
+from kd_mlflow.data.depth import FULL_RANGE, loaded, loose_samples, picture, samples
 
 Image.init()
 # Named, because Pillow would otherwise also try formats that start other programs; MPO comes with JPEG.
@@ -35,7 +42,12 @@ FORMATS = [
     name for name in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if name in Image.OPEN
 ]
 MAX_PIXELS = 2**27
+MAX_BYTES = 2**28
 BATCH = 64
+CHANNELS = (1, 3, 4)
+FILE = (bytes, bytearray, memoryview, str)
+TAKEN = "the bytes of an image file, their base64 text, a Pillow image, an array, or in Python a pathlib.Path"
+SHAPES = "[H, W], [H, W, C], [C, H, W], [B, H, W, C] or [B, C, H, W] with C = 1, 3 or 4"
 
 
 class ImageClassifier:
@@ -45,11 +57,12 @@ class ImageClassifier:
         spec = json.loads((folder / "model.json").read_text(encoding="utf-8"))["spec"]
         self.classes: list[str] = list(spec["classes"])
         self.size = int(spec["image_size"])
+        self.value_range: tuple[int, int] = tuple(spec.get("value_range", FULL_RANGE))
         self.program = torch.export.load(str(folder / "model.pt2")).module()
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Classes with probabilities; see the module for what goes in and what comes out."""
-        pixels = pixels_of(model_input, self.size)
+        pixels = pixels_of(model_input, self.size, self.value_range)
         if not len(pixels):
             return pd.DataFrame({"class": [], "probability": [], "probabilities": []})
         with torch.inference_mode():
@@ -70,8 +83,13 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Image
     return ImageClassifier(Path(path))
 
 
-def pixels_of(model_input: Any, size: int) -> np.ndarray:
+def pixels_of(model_input: Any, size: int, value_range: tuple[int, int] = FULL_RANGE) -> np.ndarray:
     """Any accepted input as uint8 ``[B, 3, size, size]``.
+
+    Parameters
+    ----------
+    value_range:
+        What black and white are in files of more than 8 bits a channel.
 
     Raises
     ------
@@ -82,81 +100,157 @@ def pixels_of(model_input: Any, size: int) -> np.ndarray:
         if "image" not in model_input:
             raise ValueError(f"The input needs a column 'image'; it has {', '.join(map(str, model_input))}.")
         model_input = model_input["image"]
-    if isinstance(model_input, (bytes, bytearray, memoryview, str)):
+    if isinstance(model_input, (*FILE, os.PathLike, Image.Image)):
         model_input = [model_input]
     if isinstance(model_input, torch.Tensor):
         model_input = model_input.cpu().numpy()
-    if isinstance(model_input, np.ndarray) and model_input.dtype.kind in "biuf":
+    if isinstance(model_input, np.ndarray) and model_input.dtype.kind in "biufc":
         return _from_array(model_input, size)
+    if not isinstance(model_input, Iterable):
+        raise ValueError(f"The input is a {type(model_input).__name__}; an image is {TAKEN}.")
     items = list(model_input.reshape(-1) if isinstance(model_input, np.ndarray) else model_input)
-    if items and not isinstance(items[0], (bytes, bytearray, memoryview, str)):
-        return _from_array(np.asarray(items), size)
-    images = [_numbered(place, item, size) for place, item in enumerate(items)]
+    if items and not any(isinstance(item, _IMAGES) for item in items):
+        whole = _nested(items)
+        if whole is not None:
+            return _from_array(whole, size)
+    images = [_numbered(place, item, size, value_range) for place, item in enumerate(items)]
     return np.stack(images) if images else np.empty((0, 3, size, size), np.uint8)
 
 
-def read_image(data: bytes, size: int) -> np.ndarray:
+def read_image(data: bytes, size: int, value_range: tuple[int, int] = FULL_RANGE) -> np.ndarray:
     """The bytes of an image file as uint8 ``[3, size, size]``: upright, RGB, scaled, centre crop."""
     side = -(-8 * size // 7)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
         image.draft(None, (2 * side, 2 * side))
-        return _centre(_to_rgb(_upright(image)), side, size)
+        deep = samples(image, data)
+        return _centre(_to_rgb(loaded(image) if deep is None else picture(deep, value_range)), side, size)
 
 
-def _numbered(place: int, item: Any, size: int) -> np.ndarray:
+_IMAGES = (*FILE, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
+
+
+def _nested(items: list[Any]) -> np.ndarray | None:
+    """Nested lists as one array; None if they are no numbers or not all of one length."""
     try:
-        return read_image(_bytes_of(item), size)
+        array = np.asarray(items)
+    except ValueError:
+        return None
+    return array if array.dtype.kind in "biufc" else None
+
+
+def _numbered(place: int, item: Any, size: int, value_range: tuple[int, int]) -> np.ndarray:
+    try:
+        return _read(item, size, value_range)
+    except UnidentifiedImageError:
+        what = "the text is not base64 of an image file" if isinstance(item, str) else "it is no image file"
+        raise ValueError(f"Image {place} cannot be used: {what}; give {TAKEN}.") from None
     except Exception as error:  # Pillow's readers raise whatever the damage leads them to
-        raise ValueError(f"Image {place} cannot be used: {error or type(error).__name__}") from None
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise ValueError(f"Image {place} cannot be used: {reason}.") from None
+
+
+def _read(item: Any, size: int, value_range: tuple[int, int]) -> np.ndarray:
+    if isinstance(item, Image.Image):
+        return _from_pillow(item, size, value_range)
+    if isinstance(item, torch.Tensor):
+        item = item.cpu().numpy()
+    if isinstance(item, (list, tuple)):
+        array = _nested(list(item))
+        if array is None:
+            raise ValueError(f"its rows differ in length or hold no numbers; give {TAKEN}")
+        item = array
+    if isinstance(item, np.ndarray) and item.ndim:
+        if item.ndim > 3:
+            raise ValueError(f"an array in a list is a single image of 2 or 3 dimensions, not {list(item.shape)}")
+        return _from_array(item, size)[0]
+    return read_image(_bytes_of(item), size, value_range)
 
 
 def _bytes_of(item: Any) -> bytes:
     if isinstance(item, (bytes, bytearray, memoryview)):
         return bytes(item)
+    # A path as an object was made in this process. Text may come from anywhere: it is never opened as a file.
+    if isinstance(item, os.PathLike):
+        return _file(Path(item))
     if not isinstance(item, str):
-        raise ValueError(f"it is a {type(item).__name__}, neither the bytes of a file nor base64 text")
+        raise ValueError(f"it is a {type(item).__name__}; give {TAKEN}")
     text = item.split(",", 1)[1] if item.startswith("data:") and "," in item else item
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error:
-        raise ValueError("the text is not base64") from None
+    except (binascii.Error, ValueError):
+        raise ValueError(f"the text is not base64; give {TAKEN}") from None
+
+
+def _file(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would keep one waiting
+        raise ValueError(f"there is no file {path}")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
+    return path.read_bytes()
+
+
+def _from_pillow(image: Image.Image, size: int, value_range: tuple[int, int]) -> np.ndarray:
+    file = getattr(image, "fp", None)
+    if isinstance(image, ImageFile.ImageFile) and file is not None and image.tile and not image.tell():
+        # Nothing was decoded yet: the file says more about its pixels than Pillow hands on.
+        before = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(before)
+        return read_image(data, size, value_range)
+    side = -(-8 * size // 7)
+    deep = loose_samples(image)
+    return _centre(_to_rgb(loaded(image) if deep is None else picture(deep, value_range)), side, size)
 
 
 def _from_array(array: np.ndarray, size: int) -> np.ndarray:
     if array.dtype.kind not in "iu":
-        raise ValueError(f"Pixels must be integers from 0 to 255, not {array.dtype}.")
+        raise ValueError(
+            f"Pixels must be integers from 0 to 255, not {array.dtype}; of pixels x from 0 to 1 give "
+            "(255 * x).round().astype('uint8')."
+        )
     if array.size and (array.min() < 0 or array.max() > 255):
-        raise ValueError("Pixels must be integers from 0 to 255.")
-    batch = (array[None] if array.ndim == 3 else array).astype(np.uint8)
-    if batch.ndim != 4 or 3 not in (batch.shape[1], batch.shape[3]):
-        raise ValueError(f"An array must be [B, 3, H, W] or [B, H, W, 3], not {list(array.shape)}.")
-    if batch.shape[1:] == (3, size, size):
-        return np.ascontiguousarray(batch)
-    rows = batch if batch.shape[3] == 3 else batch.transpose(0, 2, 3, 1)
-    if rows.shape[1:] == (size, size, 3):
-        return np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
+        raise ValueError(
+            f"Pixels must be integers from 0 to 255, not {array.min()} to {array.max()}; give an image of more than "
+            "8 bits as the bytes of its file."
+        )
+    batch = _rows(array.astype(np.uint8), size)
+    if batch.shape[1:] == (size, size, 3):
+        return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
     side = -(-8 * size // 7)
-    images = [_centre(Image.fromarray(np.ascontiguousarray(image)), side, size) for image in rows]
+    images = [_centre(Image.fromarray(np.ascontiguousarray(image)), side, size) for image in batch]
     return np.stack(images) if images else np.empty((0, 3, size, size), np.uint8)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data says nothing about the pixels
-        return image
+def _rows(array: np.ndarray, size: int) -> np.ndarray:
+    """Pixels in any accepted shape as RGB ``[B, H, W, 3]``."""
+    given = list(array.shape)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim == 3:
+        if array.shape[2] not in CHANNELS and array.shape[0] not in (1, 3):
+            raise ValueError(
+                f"An array must be {SHAPES}, not {given}: gray images in one array are [B, 1, H, W], those "
+                "with opacity [B, 4, H, W]."
+            )
+        array = array[None]
+    if array.ndim != 4 or not {array.shape[1], array.shape[3]} & set(CHANNELS) or 0 in array.shape[1:]:
+        raise ValueError(f"An array must be {SHAPES}, not {given}.")
+    first = array.shape[3] not in CHANNELS or array.shape[1:] == (3, size, size)
+    rows = array.transpose(0, 2, 3, 1) if first else array
+    if rows.shape[3] == 1:
+        return rows.repeat(3, axis=3)
+    if rows.shape[3] == 4:
+        images = [np.asarray(_to_rgb(Image.fromarray(np.ascontiguousarray(image)))) for image in rows]
+        return np.stack(images) if images else rows[..., :3]
+    return rows
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16 bits at 255: nearly all of the image would be white.
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -10,7 +10,8 @@ import torch
 import kd_mlflow
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.models.artifact import load_model, read_run_id, read_spec, save_model
-from kd_mlflow.models.export import export_onnx, export_pt2
+from kd_mlflow.models.export import export_onnx, export_pt2, usage
+from kd_mlflow.models.zoo import build
 
 
 @pytest.fixture
@@ -125,6 +126,50 @@ def test_exports_agree_with_the_module(folder, tmp_path):
     model, _ = folder
     assert export_onnx(model, tmp_path / "model.onnx") < 1e-4
     assert export_pt2(model, tmp_path / "model.pt2") < 1e-6
+
+
+def test_exported_files_say_how_they_are_used(make, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    model = make("tests.models.networks:tied", classes=3, value_range=(0, 4095))
+    model = build(model.spec.model_copy(update={"classes": ("chat", "Hündin, groß", '猫 "\\')}), seed=0)
+    model.run_id = "r1"
+    export_onnx(model, tmp_path / "model.onnx")
+    export_pt2(model, tmp_path / "model.pt2")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    content = session.get_modelmeta().custom_metadata_map
+    extra = {"usage.json": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra["usage.json"]) == content == usage(model)
+    assert content.pop("run_id") == "r1"
+    facts = {name: json.loads(text) for name, text in content.items()}
+    assert facts["classes"] == ["chat", "Hündin, groß", '猫 "\\']
+    (given,), (answer,) = session.get_inputs(), session.get_outputs()
+    assert (facts["input"]["name"], facts["output"]["name"]) == (given.name, answer.name) == ("images", "logits")
+    assert (facts["input"]["shape"], facts["output"]["shape"]) == (given.shape, answer.shape)
+    assert facts["input"] | {"type": "uint8", "layout": "NCHW", "color": "RGB", "range": [0, 255]} == facts["input"]
+    assert facts["normalization"]["inside"] is True
+    assert facts["normalization"]["mean"] == [0.5, 0.4, 0.3]
+    assert (facts["preprocessing"]["resize_shortest_side"], facts["preprocessing"]["center_crop"]) == (37, 32)
+    assert facts["value_range"] == [0, 4095]
+    text = onnx.load(tmp_path / "model.onnx").doc_string
+    for part in ("3 classes", "uint8 RGB pixels from 0 to 255", "[batch, 3, 32, 32]", "normalization is inside"):
+        assert part in text
+
+
+@pytest.mark.fault("a model.json whose range of values is none", "refused in a sentence")
+def test_a_range_is_two_numbers_that_rise_and_that_of_16_bits_where_there_is_none(make, tmp_path):
+    save_model(tmp_path / "model", make("tests.models.networks:tied"), program=False)
+    file = tmp_path / "model" / "model.json"
+    description = json.loads(file.read_text())
+    for wrong in ([0, 0], [5, 4], [0], [0, 2**32], [-(2**31) - 1, 0], "0", None):
+        description["spec"]["value_range"] = wrong
+        file.write_text(json.dumps(description))
+        with pytest.raises(InputError, match=r"model\.json does not describe a model"):
+            load_model(file.parent)
+    del description["spec"]["value_range"]  # as in folders of earlier versions
+    file.write_text(json.dumps(description))
+    assert load_model(file.parent).spec.value_range == (0, 65535)
 
 
 def test_the_operator_set_can_be_chosen(make, tmp_path):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
@@ -156,7 +157,23 @@ def test_stored_model_is_served_over_rest(
         {"instances": images[:1].tolist()},
         {"inputs": {"image": [text]}},
     ]
+    file = tmp_path / "secret.png"
+    file.write_bytes(image_file(2 * SIZE, SIZE))
+    refused = [
+        {"dataframe_split": {"columns": ["image"], "data": [[str(file)]]}},
+        {"dataframe_records": [{"image": file.as_uri()}]},
+        {"inputs": [str(file)]},
+        {"inputs": {"image": ["secret.png"]}},
+        {"instances": [{"image": str(file)}]},
+    ]
     with served(arguments, port, "/ping", tmp_path) as url:
+        for content in refused:
+            request = urllib.request.Request(
+                url + "/invocations", json.dumps(content).encode(), {"Content-Type": "application/json"}
+            )
+            with pytest.raises(urllib.error.HTTPError) as answer:
+                urllib.request.urlopen(request, timeout=60)
+            assert b"the text is not base64" in answer.value.read()
         for content, count in zip(requests, (2, 1, 2, 1, 1), strict=True):
             request = urllib.request.Request(
                 url + "/invocations", json.dumps(content).encode(), {"Content-Type": "application/json"}
