@@ -12,6 +12,7 @@ from torch import Tensor
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_per_epoch, training_batches
 from kd_mlflow.distillers.base import Context, Distiller
+from kd_mlflow.distillers.refusals import naming_methods
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.processes import ProcessDied, check_devices, together
@@ -191,6 +192,7 @@ def _in_more_parts(session: Session, writer: RunWriter, recipe: Recipe, parts: i
     return recipe.model_copy(update={"accumulate": fewer})
 
 
+@naming_methods()
 def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | None = None) -> None:
     """Build network and method once, so that what cannot work is said before anything trains.
 
@@ -271,6 +273,7 @@ def _parameters(model: Classifier) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@naming_methods()
 def training_task(
     session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Classifier], group: Group | None = None
 ) -> Task:

@@ -16,7 +16,8 @@ from torch import nn
 from kd_mlflow.config import Stem
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.attention import add_gates
-from kd_mlflow.models.classifier import ConvHead, LinearHead, ModelSpec
+from kd_mlflow.models.classifier import ModelSpec
+from kd_mlflow.models.heads import mark_heads
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 TIMM = "timm:"
@@ -45,7 +46,7 @@ def known(architecture: str) -> bool:
 
 
 def make_body(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
-    """A network on normalised images with K logits, its classifier layer marked, its stem and gates as asked.
+    """A network on normalised images with K logits, its classifier layers marked, its stem and gates as asked.
 
     Parameters
     ----------
@@ -66,17 +67,12 @@ def make_body(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
         body = _from_torchvision(name, count, spec.image_size)
     if spec.stem == "small":
         _make_stem_small(body, name)
-    marked = _mark_head(body, count, spec.dropout)
+    marked = mark_heads(body, count, spec.dropout)
     if spec.dropout and not marked:
         raise InputError(f"'{name}' has no linear layer with {count} outputs to put --dropout before; leave it at 0.")
     if spec.squeeze_excitation:
         add_gates(body, name)
     return body
-
-
-def head_name(body: nn.Module) -> str | None:
-    """The path of the marked classifier layer inside the body."""
-    return next((name for name, module in body.named_modules() if isinstance(module, (LinearHead, ConvHead))), None)
 
 
 def replaced_stem_key(body: nn.Module, name: str, stem: Stem) -> str | None:
@@ -195,39 +191,6 @@ def working_directory_importable() -> Iterator[None]:
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
-
-
-def _mark_head(body: nn.Module, count: int, dropout: float) -> bool:
-    """Turn the last plain linear layer or 1x1 convolution with K outputs into the marked kind."""
-    found = [name for name, module in body.named_modules() if _could_be_head(module, count)]
-    if not found:
-        return False
-    parent_name, _, own_name = found[-1].rpartition(".")
-    if not own_name:
-        return False
-    parent, plain = body.get_submodule(parent_name), body.get_submodule(found[-1])
-    if isinstance(plain, nn.Linear):
-        head: nn.Module = LinearHead(plain.in_features, count, plain.bias is not None, device="meta")
-    else:
-        head = ConvHead(plain.in_channels, count, 1, plain.stride, bias=plain.bias is not None, device="meta")
-    head.weight, head.bias = plain.weight, plain.bias
-    head.dropout = dropout
-    head.train(plain.training)
-    if isinstance(parent, nn.Sequential):
-        before = list(parent)[max(0, list(parent).index(plain) - 1)]
-        if isinstance(before, nn.Dropout):
-            # The family's own dropout at this place gives way to the one that was asked for.
-            before.p = 0.0
-    setattr(parent, own_name, head)
-    return True
-
-
-def _could_be_head(module: nn.Module, count: int) -> bool:
-    if type(module) is nn.Linear:
-        return module.out_features == count
-    if type(module) is not nn.Conv2d or module.out_channels != count:
-        return False
-    return module.kernel_size == (1, 1) and module.padding == (0, 0) and module.groups == 1
 
 
 def _make_stem_small(body: nn.Module, architecture: str) -> None:

@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.architectures import (
     TIMM,
-    head_name,
     import_timm,
     is_factory,
     known,
@@ -22,6 +21,7 @@ from kd_mlflow.models.architectures import (
 from kd_mlflow.models.attention import gate_names
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.exits import ExitBranches
+from kd_mlflow.models.heads import head_names
 from kd_mlflow.models.weights import default_entry, imagenet_weights, is_torchvision_file, load_weights, read_weights
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "build", "known", "normalization_for"]
@@ -100,8 +100,8 @@ def _build(spec: ModelSpec, weights: str, replace_head: bool) -> Classifier:
     if weights != "none" and not from_timm:
         is_file = weights != "imagenet"
         state = read_weights(Path(weights)) if is_file else imagenet_weights(spec.architecture)
-        head = head_name(body)
-        replaceable = {f"{head}.{part}": "classifier" for part in ("weight", "bias")} if head and replace_head else {}
+        heads = head_names(body) if replace_head else []
+        replaceable = {f"{head}.{part}": "classifier" for head in heads for part in ("weight", "bias")}
         stem = replaced_stem_key(body, spec.architecture, spec.stem)
         if stem is not None:
             replaceable |= {stem: "stem", stem.removesuffix("weight") + "bias": "stem"}
