@@ -30,6 +30,10 @@ _SMALL_STEMS = {
 }  # fmt: skip
 
 
+class SizeRefused(Exception):
+    """A network cannot be built for images of the size that was asked for."""
+
+
 def torchvision_names() -> list[str]:
     """The image classifiers that torchvision knows."""
     return torchvision.models.list_models(module=torchvision.models)
@@ -45,22 +49,26 @@ def known(architecture: str) -> bool:
     return architecture in torchvision_names() or architecture.startswith(TIMM) or is_factory(architecture)
 
 
-def make_body(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
+def make_body(spec: ModelSpec, *, pretrained: bool = False, sized: bool = True) -> nn.Module:
     """A network on normalised images with K logits, its classifier layers marked, its stem and gates as asked.
 
     Parameters
     ----------
     pretrained:
         Let timm fetch its own weights. The other sources give untrained weights.
+    sized:
+        Build transformers of timm's for ``spec.image_size``; else for the size of timm's own weights.
 
     Raises
     ------
     InputError
         The architecture is unknown, cannot be imported or cannot be built as asked.
+    SizeRefused
+        It cannot be built for ``spec.image_size``.
     """
     count, name = len(spec.classes), spec.architecture
     if name.startswith(TIMM):
-        body = _from_timm(name, count, pretrained)
+        body = _from_timm(name, count, pretrained, spec.image_size if sized else None)
     elif is_factory(name):
         body = _from_factory(name, count)
     else:
@@ -97,17 +105,39 @@ def _from_torchvision(name: str, count: int, image_size: int) -> nn.Module:
     try:
         return torchvision.models.get_model(name, weights=None, num_classes=count, **options)
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be built for {image_size} px images: {error}") from error
+        raise SizeRefused(str(error)) from error
 
 
-def _from_timm(name: str, count: int, pretrained: bool) -> nn.Module:
-    timm = import_timm(name)
+def _from_timm(name: str, count: int, pretrained: bool, image_size: int | None) -> nn.Module:
+    timm, own = import_timm(name), name.removeprefix(TIMM)
+    options: dict[str, Any] = {"num_classes": count}
+    entry = timm.get_pretrained_cfg(own)
+    if image_size and entry is not None and entry.fixed_input_size:
+        # timm's mark of networks that are built for one size, whichever it is.
+        options["img_size"] = image_size
     try:
-        return timm.create_model(name.removeprefix(TIMM), pretrained=pretrained, num_classes=count)
+        return timm.create_model(own, pretrained=pretrained, **options)
     except Exception as error:
+        if "img_size" in options and not _can_make(timm, own, options):
+            raise SizeRefused(str(error)) from error
         # timm and its hub client raise many kinds; each comes with a message of its own.
         hint = "; without a network, put its weights into the Hugging Face cache first" if pretrained else ""
-        raise InputError(f"timm cannot make '{name.removeprefix(TIMM)}'{hint} ({error}).") from error
+        if pretrained and "img_size" in options and "size mismatch" in str(error):
+            hint = f" at {image_size} px from its weights for {entry.input_size[-1]} px; give --image-size that size"
+        raise InputError(f"timm cannot make '{own}'{hint} ({_in_a_line(error)}).") from error
+
+
+def _can_make(timm: Any, name: str, options: dict[str, Any]) -> bool:
+    """Whether the network can be built with these options, whatever its weights."""
+    try:
+        timm.create_model(name, pretrained=False, **options)
+    except Exception:
+        return False
+    return True
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def import_timm(name: str) -> Any:
