@@ -111,11 +111,11 @@ def _from_torchvision(name: str, count: int, image_size: int) -> nn.Module:
 def _from_timm(name: str, count: int, pretrained: bool, image_size: int | None) -> nn.Module:
     timm, own = import_timm(name), name.removeprefix(TIMM)
     options: dict[str, Any] = {"num_classes": count}
-    entry = timm.get_pretrained_cfg(own)
-    if image_size and entry is not None and entry.fixed_input_size:
-        # timm's mark of networks that are built for one size, whichever it is.
-        options["img_size"] = image_size
     try:
+        entry = timm.get_pretrained_cfg(own)
+        if image_size and entry is not None and entry.fixed_input_size:
+            # timm's mark of networks that are built for one size, whichever it is.
+            options["img_size"] = image_size
         return timm.create_model(own, pretrained=pretrained, **options)
     except Exception as error:
         if "img_size" in options and not _can_make(timm, own, options):

@@ -155,6 +155,12 @@ def test_a_file_of_other_classes_leaves_every_classifier_layer_fresh(make, tmp_p
     assert torch.equal(loaded.body.stem.conv1.linear.weight, source.body.stem.conv1.linear.weight)
 
 
+@pytest.mark.parametrize("name", ["no_such_network", "resnet18.no_such_tag"])
+def test_a_name_that_timm_does_not_know_is_refused(make, name):
+    with pytest.raises(InputError, match=f"timm cannot make '{name}'"):
+        make(f"timm:{name}")
+
+
 def test_a_network_whose_logits_are_more_than_its_classifiers_has_no_pooled_features(make):
     model = make("timm:volo_d1_224", size=64)
     with pytest.raises(InputError, match="'timm:volo_d1_224' has no pooled features"):
