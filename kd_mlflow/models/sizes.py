@@ -35,8 +35,8 @@ def size_error(spec: ModelSpec, error: Exception, model: Classifier | None = Non
         return InputError(f"{asked} ({cause}); choose another --image-size or architecture.")
     listed = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
     return InputError(
-        f"{asked} ({cause}); of the sizes that were tried it takes {listed} px: give one of these as --image-size, or "
-        "choose another architecture."
+        f"{asked} ({cause}); of the sizes that were tried it takes {listed} px: give "
+        f"{'one of these' if len(sizes) > 1 else 'that'} as --image-size, or choose another architecture."
     )
 
 

@@ -30,7 +30,7 @@ LARGE = [
     "convnextv2_atto", "regnetx_002", "regnety_002", "regnetz_005", "resnet18", "resnext50_32x4d", "seresnet18",
     "resnetv2_18", "resnest14d", "res2net50_48w_2s", "dla34", "dpn48b", "densenet121", "hrnet_w18_small", "vgg11_bn",
     "xception41", "eca_nfnet_l0", "nf_regnet_b0", "cspresnet50", "cs3darknet_s", "tresnet_m", "selecsls42",
-    "ese_vovnet19b_slim_dw", "gmlp_ti16_224", "resmlp_12_224", "poolformer_s12", "caformer_s18", "pvt_v2_b0",
+    "gmlp_ti16_224", "resmlp_12_224", "poolformer_s12", "caformer_s18", "pvt_v2_b0",
     "twins_svt_small", "cait_xxs24_224", "xcit_nano_12_p16_224", "tnt_s_patch16_224", "nest_tiny", "visformer_tiny",
     "focalnet_tiny_srf", "davit_tiny", "gcvit_xxtiny", "hiera_tiny_224", "mambaout_femto", "inception_next_atto",
     "rdnet_tiny", "hgnet_tiny", "tiny_vit_5m_224", "nextvit_small", "shvit_s1", "swiftformer_xs", "convit_tiny",
@@ -159,6 +159,14 @@ def test_a_file_of_other_classes_leaves_every_classifier_layer_fresh(make, tmp_p
 def test_a_name_that_timm_does_not_know_is_refused(make, name):
     with pytest.raises(InputError, match=f"timm cannot make '{name}'"):
         make(f"timm:{name}")
+
+
+@pytest.mark.parametrize("name", ["ese_vovnet19b_slim_dw", "inception_v4"])
+def test_rectified_maps_that_no_module_ends_are_refused_as_preactivations_alone(make, name):
+    model = make(f"timm:{name}", size=96)
+    with pytest.raises(InputError, match=f"'timm:{name}' has no pre-activations"):
+        Tapped(model, NEEDS)
+    assert len(Tapped(model, NEEDS - {"preactivations"}).widths.stages) == 4
 
 
 def test_a_network_whose_logits_are_more_than_its_classifiers_has_no_pooled_features(make):
