@@ -198,6 +198,8 @@ class Distiller(nn.Module):
     ----------
     needs:
         Taps of the student; and of the teachers, unless ``teacher_needs`` says otherwise.
+    built_on:
+        Taps beyond ``needs`` that the method's parts look at when they are built.
     teacher_count:
         The fewest and the most teachers that the method takes.
     views:
@@ -210,6 +212,7 @@ class Distiller(nn.Module):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     needs: frozenset[str] = frozenset({"logits"})
     teacher_needs: frozenset[str] | None = None
+    built_on: ClassVar[frozenset[str]] = frozenset()
     teacher_count: ClassVar[tuple[int, int]] = (1, 1)
     views: int = 1
     limits: ClassVar[str] = ""

@@ -46,6 +46,8 @@ def masked_feature_loss(features: Tensor, target: Tensor) -> Tensor:
 class ExitDistiller(Distiller):
     """What methods with a multi-exit student share: its making, its undoing, and figures of every exit."""
 
+    built_on = frozenset({"pooled", "stages"})
+
     def __init__(self, context: Context, options: MethodOptions, deploy: Deploy) -> None:
         super().__init__(context, options)
         self.deploy: Deploy = deploy

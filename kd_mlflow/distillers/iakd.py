@@ -94,6 +94,7 @@ class IAKD(Distiller):
         "Fu, Li, Liu, Yang: Interactive Knowledge Distillation, Neurocomputing", 2021, "reconstruction", "2007.01476"
     )
     Options = IAKDOptions
+    built_on = frozenset({"stages"})
     limits = (
         "Student and teacher need the same number of stages with blocks of equal shapes at the ends "
         "(ResNet34 → ResNet18); the operation is the paper's, the schedules are reconstructed."

@@ -124,6 +124,7 @@ class KDFM(Distiller):
     )
     Options = KDFMOptions
     needs = frozenset({"logits", "stages"})
+    built_on = frozenset({"pooled"})
     limits = (
         "Both networks must classify the mean of their last map with one linear layer (ResNet, MobileNetV2, "
         "ShuffleNet; not VGG, ConvNeXt or MobileNetV3). The adapter is a 1x1 convolution without BatchNorm, so that it "

@@ -53,8 +53,7 @@ def paired_stages(student: Classifier, teacher: Classifier, deepest: int = 4) ->
 
 def rectified(model: Classifier, place: int) -> bool:
     """Whether a stage's map comes out of a rectifier and so has no negative values; ``place`` as in StagePair."""
-    stage = find_stages(model)[place]
-    return stage.hidden or bool(stage.units) or isinstance(stage.activation, (nn.ReLU, nn.ReLU6))
+    return find_stages(model)[place].rectified
 
 
 def unit_scale(maps: Tensor, dim: tuple[int, ...]) -> Tensor:

@@ -120,10 +120,11 @@ def last_norms(model: Classifier) -> list[nn.BatchNorm2d]:
         nonlocal latest
         latest = module if isinstance(module, nn.BatchNorm2d) else None
 
-    def at_stage(module: nn.Module, inputs: object, output: Tensor) -> None:
+    def at_stage(module: nn.Module, inputs: object, output: Tensor | Sequence[Tensor]) -> None:
         for number, stage in enumerate(stages):
-            fits = latest is not None and latest.affine and latest.num_features == output.shape[1]
-            if stage.module is module and stage.call == calls[module] and fits:
+            if stage.module is not module or stage.call != calls[module]:
+                continue
+            if latest is not None and latest.affine and latest.num_features == stage.map_of(output).shape[1]:
                 found[number] = latest
         calls[module] += 1
 

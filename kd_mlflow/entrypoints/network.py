@@ -13,6 +13,7 @@ from kd_mlflow.config import Recipe
 from kd_mlflow.data.depth import FULL_RANGE
 from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_per_epoch, training_batches
 from kd_mlflow.distillers.base import Context, Distiller
+from kd_mlflow.distillers.refusals import naming_methods
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.processes import ProcessDied, check_devices, together
@@ -192,6 +193,7 @@ def _in_more_parts(session: Session, writer: RunWriter, recipe: Recipe, parts: i
     return recipe.model_copy(update={"accumulate": fewer})
 
 
+@naming_methods()
 def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | None = None) -> list[str]:
     """Build network and method once, so that what cannot work is said before anything trains.
 
@@ -280,6 +282,7 @@ def _parameters(model: Classifier) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@naming_methods()
 def training_task(
     session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Classifier], group: Group | None = None
 ) -> Task:

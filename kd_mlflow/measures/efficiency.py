@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from kd_mlflow.measures.flops import count_flops
 from kd_mlflow.measures.resources import ResourceMeter
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def measure(
         metrics["file_mib"] = file.stat().st_size / MIB
     one = torch.randint(0, 256, (1, 3, image_size, image_size), dtype=torch.uint8, device=device)
     with torch.inference_mode():
-        metrics["flops"] = float(_flops(model, one))
+        metrics["flops"] = float(count_flops(model, one))
         times = _timed(partial(model, one), device, seconds, LATENCY_RUNS).seconds
         metrics["latency_ms_b1_median"] = statistics.median(times) * 1e3
         metrics["latency_ms_b1_p95"] = float(np.percentile(times, 95)) * 1e3
@@ -121,12 +121,6 @@ def _sizes(model: nn.Module) -> dict[str, float]:
 
 def _mib(tensors: list[Tensor]) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB
-
-
-def _flops(model: nn.Module, image: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops()
 
 
 def _timed(run: Callable[[], object], device: torch.device, seconds: float, runs: tuple[int, int]) -> Timing:

@@ -16,7 +16,8 @@ from torch import nn
 from kd_mlflow.config import Stem
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.attention import add_gates
-from kd_mlflow.models.classifier import ConvHead, LinearHead, ModelSpec
+from kd_mlflow.models.classifier import ModelSpec
+from kd_mlflow.models.heads import mark_heads
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 TIMM = "timm:"
@@ -27,6 +28,10 @@ _SMALL_STEMS = {
     "densenet": "features.pool0", "mobilenet": None, "efficientnet": None, "mnasnet": None, "regnet": None,
     "convnext": None, "vgg": None,
 }  # fmt: skip
+
+
+class SizeRefused(Exception):
+    """A network cannot be built for images of the size that was asked for."""
 
 
 def torchvision_names() -> list[str]:
@@ -44,39 +49,38 @@ def known(architecture: str) -> bool:
     return architecture in torchvision_names() or architecture.startswith(TIMM) or is_factory(architecture)
 
 
-def make_body(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
-    """A network on normalised images with K logits, its classifier layer marked, its stem and gates as asked.
+def make_body(spec: ModelSpec, *, pretrained: bool = False, sized: bool = True) -> nn.Module:
+    """A network on normalised images with K logits, its classifier layers marked, its stem and gates as asked.
 
     Parameters
     ----------
     pretrained:
         Let timm fetch its own weights. The other sources give untrained weights.
+    sized:
+        Build transformers of timm's for ``spec.image_size``; else for the size of timm's own weights.
 
     Raises
     ------
     InputError
         The architecture is unknown, cannot be imported or cannot be built as asked.
+    SizeRefused
+        It cannot be built for ``spec.image_size``.
     """
     count, name = len(spec.classes), spec.architecture
     if name.startswith(TIMM):
-        body = _from_timm(name, count, pretrained)
+        body = _from_timm(name, count, pretrained, spec.image_size if sized else None)
     elif is_factory(name):
         body = _from_factory(name, count)
     else:
         body = _from_torchvision(name, count, spec.image_size)
     if spec.stem == "small":
         _make_stem_small(body, name)
-    marked = _mark_head(body, count, spec.dropout)
+    marked = mark_heads(body, count, spec.dropout)
     if spec.dropout and not marked:
         raise InputError(f"'{name}' has no linear layer with {count} outputs to put --dropout before; leave it at 0.")
     if spec.squeeze_excitation:
         add_gates(body, name)
     return body
-
-
-def head_name(body: nn.Module) -> str | None:
-    """The path of the marked classifier layer inside the body."""
-    return next((name for name, module in body.named_modules() if isinstance(module, (LinearHead, ConvHead))), None)
 
 
 def replaced_stem_key(body: nn.Module, name: str, stem: Stem) -> str | None:
@@ -101,17 +105,39 @@ def _from_torchvision(name: str, count: int, image_size: int) -> nn.Module:
     try:
         return torchvision.models.get_model(name, weights=None, num_classes=count, **options)
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be built for {image_size} px images: {error}") from error
+        raise SizeRefused(str(error)) from error
 
 
-def _from_timm(name: str, count: int, pretrained: bool) -> nn.Module:
-    timm = import_timm(name)
+def _from_timm(name: str, count: int, pretrained: bool, image_size: int | None) -> nn.Module:
+    timm, own = import_timm(name), name.removeprefix(TIMM)
+    options: dict[str, Any] = {"num_classes": count}
     try:
-        return timm.create_model(name.removeprefix(TIMM), pretrained=pretrained, num_classes=count)
+        entry = timm.get_pretrained_cfg(own)
+        if image_size and entry is not None and entry.fixed_input_size:
+            # timm's mark of networks that are built for one size, whichever it is.
+            options["img_size"] = image_size
+        return timm.create_model(own, pretrained=pretrained, **options)
     except Exception as error:
+        if "img_size" in options and not _can_make(timm, own, options):
+            raise SizeRefused(str(error)) from error
         # timm and its hub client raise many kinds; each comes with a message of its own.
         hint = "; without a network, put its weights into the Hugging Face cache first" if pretrained else ""
-        raise InputError(f"timm cannot make '{name.removeprefix(TIMM)}'{hint} ({error}).") from error
+        if pretrained and "img_size" in options and "size mismatch" in str(error):
+            hint = f" at {image_size} px from its weights for {entry.input_size[-1]} px; give --image-size that size"
+        raise InputError(f"timm cannot make '{own}'{hint} ({_in_a_line(error)}).") from error
+
+
+def _can_make(timm: Any, name: str, options: dict[str, Any]) -> bool:
+    """Whether the network can be built with these options, whatever its weights."""
+    try:
+        timm.create_model(name, pretrained=False, **options)
+    except Exception:
+        return False
+    return True
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def import_timm(name: str) -> Any:
@@ -195,39 +221,6 @@ def working_directory_importable() -> Iterator[None]:
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
-
-
-def _mark_head(body: nn.Module, count: int, dropout: float) -> bool:
-    """Turn the last plain linear layer or 1x1 convolution with K outputs into the marked kind."""
-    found = [name for name, module in body.named_modules() if _could_be_head(module, count)]
-    if not found:
-        return False
-    parent_name, _, own_name = found[-1].rpartition(".")
-    if not own_name:
-        return False
-    parent, plain = body.get_submodule(parent_name), body.get_submodule(found[-1])
-    if isinstance(plain, nn.Linear):
-        head: nn.Module = LinearHead(plain.in_features, count, plain.bias is not None, device="meta")
-    else:
-        head = ConvHead(plain.in_channels, count, 1, plain.stride, bias=plain.bias is not None, device="meta")
-    head.weight, head.bias = plain.weight, plain.bias
-    head.dropout = dropout
-    head.train(plain.training)
-    if isinstance(parent, nn.Sequential):
-        before = list(parent)[max(0, list(parent).index(plain) - 1)]
-        if isinstance(before, nn.Dropout):
-            # The family's own dropout at this place gives way to the one that was asked for.
-            before.p = 0.0
-    setattr(parent, own_name, head)
-    return True
-
-
-def _could_be_head(module: nn.Module, count: int) -> bool:
-    if type(module) is nn.Linear:
-        return module.out_features == count
-    if type(module) is not nn.Conv2d or module.out_channels != count:
-        return False
-    return module.kernel_size == (1, 1) and module.padding == (0, 0) and module.groups == 1
 
 
 def _make_stem_small(body: nn.Module, architecture: str) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from kd_mlflow.errors import InputError
-from kd_mlflow.models.architectures import require_installed
+from kd_mlflow.models.architectures import TIMM, require_installed
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.zoo import build
 
@@ -107,8 +107,8 @@ def load_model(
     shapes = _shapes(folder / WEIGHTS)
     if not own:
         require_installed(description.spec.architecture)
-    _check_shapes(folder / WEIGHTS, shapes, description.spec)
-    model = build(description.spec, seed=0)
+    sized = _check_shapes(folder / WEIGHTS, shapes, description.spec)
+    model = build(description.spec, seed=0, sized=sized)
     _compare(folder / WEIGHTS, shapes, model)
     model.load_state_dict(load_file(folder / WEIGHTS))
     model.run_id = description.run_id
@@ -205,29 +205,49 @@ def _shapes(file: Path) -> dict[str, list[int]]:
         raise InputError(f"{file} cannot be read as weights: {error}.") from None
 
 
-def _check_shapes(file: Path, shapes: dict[str, list[int]], spec: ModelSpec) -> None:
+def _check_shapes(file: Path, shapes: dict[str, list[int]], spec: ModelSpec) -> bool:
     """Refuse a description that the weights do not bear out before a network of its size takes memory.
 
     The network is built without memory where its architecture can be; where not, some matrix must have a row or a
     column a class.
+
+    Returns
+    -------
+    bool
+        Whether the network was built for its image size. Older versions left networks of timm's that take any size as
+        timm makes them.
     """
-    try:
-        with torch.device("meta"):
-            skeleton = build(spec)
-    except InputError:
-        skeleton = None
+    skeleton = _skeleton(spec, sized=True)
+    if skeleton is not None and spec.architecture.startswith(TIMM) and _differing(shapes, skeleton):
+        older = _skeleton(spec, sized=False)
+        if older is not None and not _differing(shapes, older):
+            return False
     if skeleton is not None:
         _compare(file, shapes, skeleton)
     elif not any(len(shape) > 1 and len(spec.classes) in shape for shape in shapes.values()):
         raise InputError(f"{file} does not fit {spec.architecture}: nothing in it has {len(spec.classes)} classes.")
+    return True
+
+
+def _skeleton(spec: ModelSpec, sized: bool) -> Classifier | None:
+    """The network without memory; None where that cannot be."""
+    try:
+        with torch.device("meta"):
+            return build(spec, sized=sized)
+    except InputError:
+        return None
 
 
 def _compare(file: Path, shapes: dict[str, list[int]], model: Classifier) -> None:
-    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
-    differing = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+    differing = _differing(shapes, model)
     if differing:
         names = ", ".join(name if name.isprintable() else repr(name) for name in differing[:3])
         raise InputError(f"{file} does not fit {model.spec.architecture}: {names} differ.")
+
+
+def _differing(shapes: dict[str, list[int]], model: Classifier) -> list[str]:
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    return sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
 
 
 def _sha256(file: Path) -> str:

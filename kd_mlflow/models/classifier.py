@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -90,6 +91,38 @@ class ConvHead(nn.Conv2d):
         return super().forward(F.dropout(features, self.dropout, self.training))
 
 
+class MeanHead:
+    """Several classifier layers, as the one linear layer that the mean of their answers is.
+
+    Its input are theirs, joined: ``mean_i(W_i f_i + b_i) = [W_1 ... W_n]/n [f_1 ... f_n] + mean_i(b_i)``. It holds
+    no parameters: those are the layers' own.
+    """
+
+    def __init__(self, layers: Sequence[LinearHead | ConvHead]) -> None:
+        self.layers = tuple(layers)
+
+    @property
+    def in_features(self) -> int:
+        """D, of all layers together."""
+        return self.weight.shape[1]
+
+    @property
+    def weight(self) -> Tensor:
+        """``[K, D]``."""
+        return torch.cat([layer.weight.flatten(1) for layer in self.layers], dim=1) / len(self.layers)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``[K]``, or None where no layer has one."""
+        known = [layer.bias for layer in self.layers if layer.bias is not None]
+        return torch.stack(known).sum(dim=0) / len(self.layers) if known else None
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of all layers."""
+        for layer in self.layers:
+            yield from layer.parameters()
+
+
 class Classifier(nn.Module):
     """Pixels in, logits out.
 
@@ -129,9 +162,15 @@ class Classifier(nn.Module):
         return len(self.spec.classes)
 
     @property
-    def head(self) -> nn.Module | None:
-        """The classifier layer; None for a person's own architecture that has no such layer."""
-        return next((module for module in self.body.modules() if isinstance(module, (LinearHead, ConvHead))), None)
+    def heads(self) -> tuple[LinearHead | ConvHead, ...]:
+        """The classifier layers; none in a person's own architecture that has no such layer."""
+        return tuple(module for module in self.body.modules() if isinstance(module, (LinearHead, ConvHead)))
+
+    @property
+    def head(self) -> LinearHead | ConvHead | MeanHead | None:
+        """The classifier layer, or the mean of several (one for each token in distilled transformers); None without."""
+        layers = self.heads
+        return MeanHead(layers) if len(layers) > 1 else next(iter(layers), None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, 3, H, W]``, uint8 or floating, in pixel units 0 to 255."""
@@ -150,7 +189,7 @@ class Classifier(nn.Module):
         return super().train(mode and not self.frozen)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the classifier layer, the exits and what is marked ``fresh``: new, whatever the trunk."""
+        """Parameters of the classifier layers, the exits and what is marked ``fresh``: new, whatever the trunk."""
         fresh = [module for module in self.body.modules() if getattr(module, "fresh", False)]
         parts = [part for part in (self.head, self.exits, *fresh) if part is not None]
         return [parameter for part in parts for parameter in part.parameters()]

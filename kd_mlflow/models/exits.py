@@ -109,7 +109,7 @@ class ExitBranches(nn.ModuleList):
     def forward(self, images: Tensor) -> ExitOutputs:
         """All exits for images ``[B, 3, H, W]`` in pixel units, in one pass through the network."""
         (network,) = self._network
-        taps = _Taps(network.head, self._stages, preactivations=False)
+        taps = _Taps(network.heads, self._stages, preactivations=False)
         with taps.attached():
             last = network.body(network.normalize(images))
         early = [branch(taps.maps[stage]) for branch, stage in zip(self, self._stages, strict=False)]

@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from kd_mlflow.errors import InputError
+from kd_mlflow.models.resampling import resampled
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ def load_weights(
     own = body.state_dict()
     state = _without_prefixes({_OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}, set(own))
     state = {name: value for name, value in state.items() if name in own or not _AUXILIARY.match(name)}
+    state = resampled(body, state, source)
     differ = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
     absent = {name for name in own if name not in state}
     dropped = {replaceable[name] for name in [*differ, *absent] if name in replaceable}

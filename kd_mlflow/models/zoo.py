@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.architectures import (
     TIMM,
-    head_name,
+    SizeRefused,
     import_timm,
     is_factory,
     known,
@@ -22,6 +22,8 @@ from kd_mlflow.models.architectures import (
 from kd_mlflow.models.attention import gate_names
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.exits import ExitBranches
+from kd_mlflow.models.heads import head_names
+from kd_mlflow.models.sizes import size_error
 from kd_mlflow.models.weights import default_entry, imagenet_weights, is_torchvision_file, load_weights, read_weights
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "build", "known", "normalization_for"]
@@ -32,7 +34,14 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
-def build(spec: ModelSpec, weights: str = "none", *, seed: int | None = None, replace_head: bool = True) -> Classifier:
+def build(
+    spec: ModelSpec,
+    weights: str = "none",
+    *,
+    seed: int | None = None,
+    replace_head: bool = True,
+    sized: bool = True,
+) -> Classifier:
     """A network as described, in training mode, on the CPU.
 
     The classifier layer has K outputs and is fresh unless the weights' own fits. ``spec.dropout``
@@ -46,9 +55,10 @@ def build(spec: ModelSpec, weights: str = "none", *, seed: int | None = None, re
     seed:
         Of the fresh weights; None draws from torch's global generator. With a seed, the global
         generator is left as it was.
-
     replace_head:
         Leave the classifier layer fresh when the weights' own has another shape; else that is an error.
+    sized:
+        Build transformers of timm's for the spec's image size; else for the size of timm's own weights.
 
     Raises
     ------
@@ -56,11 +66,11 @@ def build(spec: ModelSpec, weights: str = "none", *, seed: int | None = None, re
         An unknown architecture, weights that cannot be had or do not fit, or images too small.
     """
     if seed is None:
-        return _build(spec, weights, replace_head)
+        return _build(spec, weights, replace_head, sized)
     with torch.random.fork_rng(devices=[]):
         # Only the CPU's generator: fresh weights are drawn there, and others must not notice.
         torch.default_generator.manual_seed(seed)
-        return _build(spec, weights, replace_head)
+        return _build(spec, weights, replace_head, sized)
 
 
 def normalization_for(
@@ -92,16 +102,19 @@ def normalization_for(
     return _stored_normalization(path) or data
 
 
-def _build(spec: ModelSpec, weights: str, replace_head: bool) -> Classifier:
+def _build(spec: ModelSpec, weights: str, replace_head: bool, sized: bool) -> Classifier:
     from_timm = weights == "imagenet" and spec.architecture.startswith(TIMM)
     if weights == "imagenet" and is_factory(spec.architecture):
         raise InputError(f"There are no ImageNet weights for '{spec.architecture}'; use none or a weights file.")
-    body = make_body(spec, pretrained=from_timm)
+    try:
+        body = make_body(spec, pretrained=from_timm, sized=sized)
+    except SizeRefused as refusal:
+        raise size_error(spec, refusal) from refusal
     if weights != "none" and not from_timm:
         is_file = weights != "imagenet"
         state = read_weights(Path(weights)) if is_file else imagenet_weights(spec.architecture)
-        head = head_name(body)
-        replaceable = {f"{head}.{part}": "classifier" for part in ("weight", "bias")} if head and replace_head else {}
+        heads = head_names(body) if replace_head else []
+        replaceable = {f"{head}.{part}": "classifier" for head in heads for part in ("weight", "bias")}
         stem = replaced_stem_key(body, spec.architecture, spec.stem)
         if stem is not None:
             replaceable |= {stem: "stem", stem.removesuffix("weight") + "bias": "stem"}
@@ -123,10 +136,7 @@ def _check_takes_images(model: Classifier) -> None:
         with torch.inference_mode():
             logits = model(torch.zeros(1, 3, spec.image_size, spec.image_size, dtype=torch.uint8))
     except Exception as error:
-        raise InputError(
-            f"'{spec.architecture}' cannot take images of {spec.image_size} px ({error}); choose another --image-size "
-            "or architecture."
-        ) from error
+        raise size_error(spec, error, model) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
