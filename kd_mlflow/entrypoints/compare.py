@@ -33,7 +33,11 @@ ALL = "all"
 _CSV_COLUMNS = [
     *("data", "method", "evidence", "seeds", "runs"),
     *(f"{part}/{key}" for key in METRICS for part in ("mean", "sd")),
-    *(f"{name}/{part}" for name in ("minus_control", "minus_kd") for part in ("mean", "low", "high", "seeds")),
+    *(
+        f"{name}/{part}"
+        for name in ("minus_control", "minus_kd")
+        for part in ("mean", "low", "high", "seeds", "p_value")
+    ),
     "minus_control_val",
 ]
 
@@ -187,7 +191,7 @@ def _one_dataset(
         control = _control(session, writer, next(iter(seeded.values())), others)
         if seed == config.seed:
             notes += _notes(session, writer, config, teachers, control)
-        finished.append(cell_of(session, control, CONTROL, seed))
+        finished.append(cell_of(control, CONTROL, seed))
         for method, cell in seeded.items():
             try:
                 taught = teachers if _taught(method) else []
@@ -196,7 +200,7 @@ def _one_dataset(
                 session.terminal.warn(f"{method}, seed {seed}: {error}")
                 left_out.append(LeftOut(method, f"Seed {seed}: {error}"))
             else:
-                finished.append(cell_of(session, view, method, seed))
+                finished.append(cell_of(view, method, seed))
             gc.collect()
     store = session.store
     return Comparison(

@@ -7,12 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from kd_mlflow.config import CompareConfig, to_yaml
 from kd_mlflow.distillers.names import CONTROL
 from kd_mlflow.distillers.registry import method_class
-from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.reports import comparison_figures as figures
 from kd_mlflow.reports.comparison import (
     Cell,
@@ -27,7 +24,7 @@ from kd_mlflow.reports.comparison import (
 from kd_mlflow.reports.comparison_html import render
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.figures import to_png
-from kd_mlflow.tracking.runs import RunWriter, read_json
+from kd_mlflow.tracking.runs import RunWriter
 
 PROGRESS = {"val/accuracy": "val_accuracy", "test/accuracy": "test_accuracy"}
 
@@ -83,11 +80,11 @@ def record_comparison(writer: RunWriter, config: CompareConfig, comparisons: Seq
     writer.final_metrics(metrics)
 
 
-def cell_of(session: Session, view: RunView, method: str, seed: int) -> Cell:
+def cell_of(view: RunView, method: str, seed: int) -> Cell:
     """A finished run as a cell."""
-    said = read_json(session.client, view.run_id, "predictions.json")["test"]
+    said = view.predictions.get("test")
     evidence = "" if method == CONTROL else method_class(method).source.evidence
-    predicted, labels = np.asarray(said["predicted"]), np.asarray(said["label"])
+    predicted, labels = (None, None) if said is None else (said.predicted, said.label)
     return Cell(method, seed, view.run_id, view.metrics, predicted, labels, evidence)
 
 

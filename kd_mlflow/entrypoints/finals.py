@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kd_mlflow.config import DistillConfig
@@ -19,8 +19,9 @@ from kd_mlflow.entrypoints.students import train_or_reuse_student
 from kd_mlflow.entrypoints.teachers import Teacher
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.reports.comparison import Cell
+from kd_mlflow.reports.paired import paired
 from kd_mlflow.reports.search import BEST, DEFAULTS, verdict
-from kd_mlflow.reports.statistics import Difference, paired_difference
+from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.search.ledger import FrozenTrial
 from kd_mlflow.search.study import SearchStudy
 from kd_mlflow.tracking.registry import Registered
@@ -62,7 +63,10 @@ class Finals:
     @property
     def verdict(self) -> str:
         """What may be said of it."""
-        return verdict(self.objective, self.means, self.winner, self.difference, self.minus_control, self.broken)
+        unpaired = self.minus_control is None or (self.difference is None and BEST in self.means)
+        return verdict(
+            self.objective, self.means, self.winner, self.difference, self.minus_control, self.broken, unpaired
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain types: a row a run."""
@@ -105,10 +109,9 @@ def train_finals(
             own = teachers[: method_class(cell.method).teacher_count[1]]
             if name == list(candidates)[-1]:
                 control = train_or_reuse(session, cell, "control", resume="newest")
-                cells.append(cell_of(session, control, CONTROL, seed))
+                cells.append(cell_of(control, CONTROL, seed))
             view = train_or_reuse_student(session, writer, cell, list(own), None, "newest")
-            found = cell_of(session, view, cell.method, seed)
-            cells.append(Cell(name, seed, found.run_id, found.metrics, found.predicted, found.labels, found.evidence))
+            cells.append(replace(cell_of(view, cell.method, seed), method=name))
     objective = study.objectives[0]
     sign = 1 if objective.direction == "maximize" else -1
     broken = {name: _broken(study, cells, name) for name in candidates}
@@ -160,6 +163,4 @@ def _difference(cells: Sequence[Cell], one: str, other: str) -> Difference | Non
     """Test accuracy over the seeds that both have, paired."""
     right = {name: {cell.seed: cell.right for cell in cells if cell.method == name} for name in (one, other)}
     seeds = sorted(right[one].keys() & right[other].keys())
-    if not seeds:
-        return None
-    return paired_difference([right[one][seed] for seed in seeds], [right[other][seed] for seed in seeds])
+    return paired((right[one][seed], right[other][seed]) for seed in seeds)

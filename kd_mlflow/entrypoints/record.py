@@ -12,9 +12,10 @@ from kd_mlflow.config import Options, Recipe, to_yaml
 from kd_mlflow.entrypoints.judge import Judged
 from kd_mlflow.entrypoints.network import Network, Trained
 from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.errors import InputError
 from kd_mlflow.measures.efficiency import measure
 from kd_mlflow.reports import figures
-from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.data import Predictions, RunView
 from kd_mlflow.reports.html import render
 from kd_mlflow.reports.tables import efficiency_table, quality_table
 from kd_mlflow.tracking.runs import RunWriter, history, read_json, read_run
@@ -183,7 +184,17 @@ def view_of(client: Any, run_id: str) -> RunView:
         per_class=evaluation["per_class"],
         confusion=evaluation["confusion"],
         reliability=evaluation["reliability"],
+        predictions=_predicted(client, run_id),
     )
+
+
+def _predicted(client: Any, run_id: str) -> dict[str, Predictions]:
+    """What a run said of each image, by split; empty for a run that did not keep it."""
+    try:
+        recorded = read_json(client, run_id, "predictions.json")
+    except InputError:
+        return {}
+    return {split: Predictions.of(lists) for split, lists in recorded.items()}
 
 
 def summary(view: RunView) -> dict[str, Any]:

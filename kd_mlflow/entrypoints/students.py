@@ -14,6 +14,7 @@ from kd_mlflow.entrypoints.runs import open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.teachers import Teacher
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.paired import paired_views
 from kd_mlflow.tracking.runs import RunWriter, find_runs
 
 RECONSTRUCTION = "The method is a reconstruction: its source leaves choices open; its published figures do not apply."
@@ -86,12 +87,15 @@ def teacher_tags(teachers: Sequence[Teacher]) -> dict[str, str]:
 
 
 def _record_gains(writer: RunWriter, student: RunView, teacher: RunView | None, control: RunView | None) -> None:
-    """The differences that the whole job is about, as metrics of the student's run."""
+    """The differences that the whole job is about, as metrics of the student's run, with interval and test."""
     others = {"teacher": teacher, "control": control}
     gains = {}
     for name, view in others.items():
-        for split in ("best", "test"):
-            key = f"{'val' if split == 'best' else split}/accuracy"
-            if view is not None:
-                gains[f"{split}/accuracy_minus_{name}"] = student.metrics[key] - view.metrics[key]
+        for split, prefix in (("val", "best"), ("test", "test")):
+            if view is None:
+                continue
+            stem = f"{prefix}/accuracy_minus_{name}"
+            gains[stem] = student.metrics[f"{split}/accuracy"] - view.metrics[f"{split}/accuracy"]
+            if (difference := paired_views(student, view, split)) is not None:
+                gains |= {f"{stem}_{part}": getattr(difference, part) for part in ("low", "high", "p_value")}
     writer.final_metrics(gains)

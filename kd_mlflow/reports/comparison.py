@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_mlflow.reports.statistics import Difference, paired_difference
+from kd_mlflow.reports.paired import LABELS_ONLY, caveat, interval_cell, paired, seed_count, signed, told
+from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.reports.tables import Table
 
 CONTROL, REFERENCE = "labels", "kd"
@@ -26,8 +27,6 @@ COLUMNS = {
 }
 LATENCY = "efficiency/latency_ms_b1_median"
 METRICS = (*COLUMNS, LATENCY)
-# Fewer say little of how much trainings vary.
-FEW_SEEDS = 5
 WITHOUT_SPREAD = "efficiency/extra_parameters"
 
 
@@ -42,7 +41,7 @@ class Cell:
     metrics:
         Flat names, as in :class:`kd_mlflow.reports.data.RunView`.
     predicted, labels:
-        ``[N]``: the test split, in the same order in every cell of a data set.
+        ``[N]``: the test split, in the same order in every cell of a data set; None for a run that kept none.
     evidence:
         How sure the reading of the method is.
     """
@@ -51,14 +50,14 @@ class Cell:
     seed: int
     run_id: str
     metrics: dict[str, float]
-    predicted: np.ndarray
-    labels: np.ndarray
+    predicted: np.ndarray | None
+    labels: np.ndarray | None
     evidence: str = ""
 
     @property
-    def right(self) -> np.ndarray:
-        """``[N]``: whether each image was named rightly."""
-        return self.predicted == self.labels
+    def right(self) -> np.ndarray | None:
+        """``[N]``: whether each image was named rightly; None if that is not known."""
+        return None if self.predicted is None or self.labels is None else self.predicted == self.labels
 
 
 @dataclass(frozen=True)
@@ -127,17 +126,12 @@ def verdict(own: Sequence[Row]) -> str:
             return f"{said}."
         best = max(others, key=lambda row: row.mean["val/accuracy"])
         said += f", {best.method} coming nearest"
-    found = best.minus_control
-    if found is None:
+    control = next((row for row in own if row.method == CONTROL), None)
+    if control is None or not set(control.seeds) & set(best.seeds):
         return f"{said} ({seed_count(len(best.seeds))}); there is no control at the same seeds."
-    interval = f"95 % interval {signed(found.low)} to {signed(found.high)} over {seed_count(found.seeds)}"
-    sentence = f"{said}; on test it differs from the labels-only control by {signed(found.mean)}, {interval}"
-    sentence += ": not told apart from it." if found.holds_zero else "."
-    if found.seeds == 1:
-        sentence += " With one seed the interval knows only the drawing of test images, not how trainings vary."
-    elif found.seeds < FEW_SEEDS:
-        sentence += f" With {found.seeds} seeds the interval is too narrow where trainings differ much."
-    return " ".join([sentence, _unfinished(best, own)]).strip()
+    gain = best.mean["test/accuracy"] - control.mean["test/accuracy"]
+    sentence = told(best.method, LABELS_ONLY, "test", best.minus_control, gain)
+    return " ".join(filter(None, [f"{said}.", sentence, caveat(best.minus_control), _unfinished(best, own)]))
 
 
 def comparison_table(own: Sequence[Row], left_out: Sequence[LeftOut] = ()) -> Table:
@@ -147,7 +141,7 @@ def comparison_table(own: Sequence[Row], left_out: Sequence[LeftOut] = ()) -> Ta
     lines = []
     for row in own:
         figures = [_spread(row, key, form) for key, (_, form) in COLUMNS.items()]
-        differences = [_interval(row.minus_control), _interval(row.minus_kd)]
+        differences = [interval_cell(row.minus_control), interval_cell(row.minus_kd)]
         note = _note(row, own)
         lines.append([row.method, row.evidence, str(len(row.seeds)), *figures, *differences, note])
     blanks = [""] * (len(header) - 2)
@@ -188,19 +182,9 @@ def gain_table(comparisons: Sequence[Comparison]) -> Table:
         figures = [f"{row['classes']}", f"{row['images_per_class']:.0f}", f"{row['image_size']}"]
         figures += [_figure(row[name]) for name in ("teacher_accuracy", "control_accuracy")]
         figures.append("" if row["gap"] is None else signed(row["gap"]))
-        gains = [_interval(Difference(**row["gains"][m])) if m in row["gains"] else "" for m in methods]
+        gains = [interval_cell(Difference(**row["gains"][m])) if m in row["gains"] else "" for m in methods]
         lines.append([row["data"], *figures, *gains])
     return Table(["data", *facts, *methods], lines)
-
-
-def signed(value: float) -> str:
-    """Four places and a sign; what rounds to nothing is ``+0.0000``."""
-    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")
-
-
-def seed_count(count: int) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def _unfinished(row: Row, own: Sequence[Row]) -> str:
@@ -242,10 +226,7 @@ def _pairs(comparison: Comparison, method: str, other: str) -> list[tuple[Cell, 
 
 
 def _against(comparison: Comparison, method: str, other: str) -> Difference | None:
-    pairs = _pairs(comparison, method, other)
-    if not pairs:
-        return None
-    return paired_difference([one.right for one, _ in pairs], [two.right for _, two in pairs])
+    return paired((one.right, two.right) for one, two in _pairs(comparison, method, other))
 
 
 def _validation_gain(comparison: Comparison, method: str) -> float | None:
@@ -259,10 +240,6 @@ def _spread(row: Row, key: str, form: str) -> str:
         return ""
     deviation = None if key == WITHOUT_SPREAD else row.sd[key]
     return form.format(row.mean[key]) + ("" if deviation is None else f" ± {form.format(deviation)}")
-
-
-def _interval(found: Difference | None) -> str:
-    return "" if found is None else f"{signed(found.mean)} ({signed(found.low)} … {signed(found.high)})"
 
 
 def _figure(value: float | None) -> str:

@@ -9,8 +9,9 @@ from kd_mlflow.reports.comparison import Comparison, comparison_table, gain_tabl
 from kd_mlflow.reports.html import page, picture
 
 INTERVALS = (
-    "Differences are paired: the same seeds and the same test images. The 95 % interval is a percentile bootstrap over "
-    "test images and, with two or more seeds, over seeds; with one seed it knows nothing of how trainings vary. "
+    "Differences are paired: the same seeds and the same test images. With one seed the exact McNemar test decides "
+    "(p < 0.05), and the 95 % interval leaves 0 out exactly then; it knows nothing of how trainings vary. From two "
+    "seeds on the interval is a percentile bootstrap over test images and seeds. "
     "Each interval stands for one method alone: of many that change nothing, about one in twenty leaves 0 out. "
     "± is the standard deviation over seeds. Students of one architecture differ in latency by the noise of measuring. "
     "The winner is chosen on validation; test decides nothing."

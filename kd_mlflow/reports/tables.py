@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.paired import interval_cell, paired_views
 from kd_mlflow.tracking.encode import FORMULA
 
 QUALITY = {
@@ -88,8 +89,7 @@ def quality_table(views: Sequence[RunView], splits: Sequence[str] = ("val", "tes
                 continue
             row = [f"{split} {label}", *[_figure(view.metrics.get(key)) for view in views]]
             if compared:
-                ours, theirs = by_role["student"].metrics.get(key), by_role["control"].metrics.get(key)
-                row.append("" if ours is None or theirs is None else f"{ours - theirs:+.4f}")
+                row.append(_gain(by_role["student"], by_role["control"], split, name))
             rows.append(row)
     if any("generalisation_gap" in view.metrics for view in views):
         gap = [_figure(view.metrics.get("generalisation_gap")) for view in views]
@@ -118,6 +118,15 @@ def not_measured(views: Sequence[RunView]) -> str:
         for name, reason in view.missing.items():
             reasons.setdefault(reason, set()).add(COST[name][0] if name in COST else name)
     return ". ".join(f"{'; '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
+
+
+def _gain(student: RunView, control: RunView, split: str, name: str) -> str:
+    """The difference of a figure, that of accuracies with its interval."""
+    ours, theirs = (view.metrics.get(f"{split}/{name}") for view in (student, control))
+    if ours is None or theirs is None:
+        return ""
+    difference = paired_views(student, control, split) if name == "accuracy" else None
+    return f"{ours - theirs:+.4f}" if difference is None else interval_cell(difference)
 
 
 def _title(view: RunView) -> str:
