@@ -12,13 +12,15 @@ from kd_mlflow.distillers.names import CONTROL
 from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.comparisons import cell_of
 from kd_mlflow.entrypoints.evaluate import network_of_run
+from kd_mlflow.entrypoints.in_turn import measure_cells
 from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
 from kd_mlflow.entrypoints.registration import register_network
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.students import train_or_reuse_student
 from kd_mlflow.entrypoints.teachers import Teacher
 from kd_mlflow.entrypoints.train import train_or_reuse
-from kd_mlflow.reports.comparison import Cell
+from kd_mlflow.measures.in_turn import Sitting
+from kd_mlflow.reports.comparison import SHARED, Cell
 from kd_mlflow.reports.paired import paired
 from kd_mlflow.reports.search import BEST, DEFAULTS, verdict
 from kd_mlflow.reports.statistics import Difference
@@ -44,6 +46,8 @@ class Finals:
         The constraints that a candidate does not keep to, by candidate; who keeps to all goes before.
     difference:
         Of test accuracy, best minus defaults; None if they are one.
+    sitting:
+        What the teacher and each distinct network cost in use, measured in turn.
     """
 
     objective: str
@@ -54,6 +58,7 @@ class Finals:
     difference: Difference | None
     minus_control: Difference | None
     registered: Registered | None
+    sitting: Sitting | None = None
 
     @property
     def means(self) -> dict[str, float]:
@@ -77,6 +82,7 @@ class Finals:
                     "seed": cell.seed,
                     "run_id": cell.run_id,
                     **{name: cell.metrics.get(name) for name in ("val/accuracy", "test/accuracy")},
+                    **{name: cell.metrics[name] for name in SHARED if name in cell.metrics},
                 }
                 for cell in self.cells
             ],
@@ -87,6 +93,7 @@ class Finals:
             "best_minus_defaults": asdict(self.difference) if self.difference else None,
             "winner_minus_control": asdict(self.minus_control) if self.minus_control else None,
             "registered": asdict(self.registered) if self.registered else None,
+            "efficiency_in_turn": self.sitting.to_json() if self.sitting else None,
         }
 
 
@@ -125,6 +132,7 @@ def train_finals(
     final = with_resolved_method(config.trial(candidates[winner], chosen.seed))
     uris = tuple(teacher.uri for teacher in teachers[: method_class(final.method).teacher_count[1]])
     registered = _register(session, final, chosen) if config.register_model else None
+    cells, sitting = measure_cells(session, teachers[0].network.model if teachers else None, cells)
     return Finals(
         objective.name,
         tuple(cells),
@@ -134,6 +142,7 @@ def train_finals(
         _difference(cells, BEST, DEFAULTS),
         _difference(cells, winner, CONTROL),
         registered,
+        sitting,
     )
 
 

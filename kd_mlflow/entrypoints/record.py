@@ -14,6 +14,7 @@ from kd_mlflow.entrypoints.network import Network, Trained
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
 from kd_mlflow.measures.efficiency import measure
+from kd_mlflow.measures.in_turn import Sitting
 from kd_mlflow.reports import figures
 from kd_mlflow.reports.data import Predictions, RunView
 from kd_mlflow.reports.html import render
@@ -210,7 +211,13 @@ def summary(view: RunView) -> dict[str, Any]:
 
 
 def record_report(
-    session: Session, writer: RunWriter, config: Options, views: list[RunView], test: Judged, notes: list[str]
+    session: Session,
+    writer: RunWriter,
+    config: Options,
+    views: list[RunView],
+    test: Judged,
+    notes: list[str],
+    sitting: Sitting | None = None,
 ) -> None:
     """Figures and the self-contained report of a run; ``views[-1]`` is the run's own."""
     own, classes = views[-1], session.store.classes
@@ -225,7 +232,7 @@ def record_report(
     }
     pngs = {name: figures.to_png(figure) for name, figure in drawn.items()}
     title = f"{session.store.name}: {own.role} {own.architecture}"
-    page = render(title, views, classes, pngs, to_yaml(config), notes)
+    page = render(title, views, classes, pngs, to_yaml(config), notes, sitting)
     with TemporaryDirectory() as scratch:
         (Path(scratch) / "figures").mkdir()
         for name, png in pngs.items():

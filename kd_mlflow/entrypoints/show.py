@@ -9,6 +9,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from kd_mlflow.errors import harmless
+from kd_mlflow.reports.efficiency import RATIOS, conditions, ratio_words, with_spread
 
 COMPARED = {
     "val/accuracy": "accuracy, validation",
@@ -18,9 +19,12 @@ COMPARED = {
     "test/calibration_error": "calibration error, test",
     "test/teacher_agreement": "agreement with the teacher, test",
     "efficiency/parameters_total": "parameters",
+    **{f"efficiency/{name}": label for name, (label, _) in RATIOS.items()},
     "efficiency/latency_ms_b1_median": "latency of one image, ms",
     "efficiency/training_seconds": "training, s",
 }
+# What is measured for each network by itself says less than what is measured in turn, which stands in its place.
+APART = "efficiency/latency_ms_b1_median"
 
 
 def comparison(result: dict[str, Any]) -> Group:
@@ -29,16 +33,36 @@ def comparison(result: dict[str, Any]) -> Group:
     header = ["", *[f"{role}\n{network['architecture']}" for role, network in networks.items()]]
     if "control" in networks:
         header.append("student\n− control")
-    rows = []
+    sitting, rows = result["efficiency_in_turn"], []
     for key, label in COMPARED.items():
         part, _, name = key.partition("/")
         values = {role: network[part].get(name) for role, network in networks.items()}
-        row = [label, *[_number(value) for value in values.values()]]
+        if name in RATIOS and not any(values.values()):
+            continue
+        if key == APART and sitting:
+            rows.append([f"{label}, in turn", *[_latency(sitting["networks"].get(role, {})) for role in networks]])
+            continue
+        row = [label, *[_measured(network[part], name) for network in networks.values()]]
         if part != "efficiency" and values.get("control") is not None:
             row.append(f"{values['student'] - values['control']:+.4f}")
         rows.append(row)
     grid = _grid(header, rows, f"Run {result['run_id']}")
-    return Group(grid, Text(result["verdict"])) if result["verdict"] else Group(grid)
+    below = [result["verdict"], conditions(sitting) if sitting else ""]
+    return Group(grid, *[Text(line) for line in below if line])
+
+
+def _measured(figures: dict[str, float], name: str) -> str:
+    """A figure, with its spread if it has one."""
+    if name not in figures:
+        return ""
+    if name in RATIOS:
+        return with_spread(figures[name], figures.get(f"{name}_spread"), RATIOS[name][1])
+    spread = figures.get("latency_ms_b1_spread") if name == "latency_ms_b1_median" else None
+    return _number(figures[name]) + (f" ± {_number(spread)}" if spread else "")
+
+
+def _latency(figures: dict[str, float]) -> str:
+    return f"{_number(figures['latency_ms'])} ± {_number(figures['latency_ms_spread'])}" if figures else ""
 
 
 def one_network(result: dict[str, Any]) -> Grid:
@@ -68,6 +92,7 @@ def searched(result: dict[str, Any]) -> Group:
             accuracies = [_number(run[f"{split}/accuracy"]) for split in ("val", "test")]
             lines.append([run["candidate"], str(run["seed"]), *accuracies, run["run_id"]])
         parts += [_grid(header, lines, "On fresh seeds"), Text(finals["verdict"])]
+        parts += _in_use(finals["efficiency_in_turn"])
     elif result["ending"] in ("stopped", "interrupted"):
         parts.append(Text("The same command goes on with it."))
     return Group(*parts)
@@ -127,8 +152,18 @@ def compared(result: dict[str, Any]) -> Group:
                 rows.append([row["method"], *figures, _difference(row["minus_control"]), _difference(row["minus_kd"])])
         header = ["", *RANKED.values(), "test\n− control", "test\n− kd"]
         parts += [_grid(header, rows, f"{dataset['data']}, run {result['run_id']}"), Text(dataset["verdict"])]
+        parts += _in_use(dataset["efficiency_in_turn"])
         parts += [Text(f"{one['method']}: left out. {one['reason']}") for one in dataset["left_out"]]
     return Group(*parts)
+
+
+def _in_use(sitting: dict[str, Any] | None) -> list[Text]:
+    """A line for each distinct network beside the reference, and how it was measured."""
+    if not sitting:
+        return []
+    names = [name for name in sitting["networks"] if name != sitting["reference"]]
+    lines = [f"{name}: of the {sitting['reference']}'s {ratio_words(sitting, name)}" for name in names]
+    return [Text(line) for line in (*lines, conditions(sitting))]
 
 
 def _spread(mean: float | None, deviation: float | None) -> str:

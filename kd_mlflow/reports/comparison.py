@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from kd_mlflow.measures.in_turn import Sitting
+from kd_mlflow.reports.efficiency import RATIOS, with_spread
 from kd_mlflow.reports.paired import LABELS_ONLY, caveat, interval_cell, paired, seed_count, signed, told
 from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.reports.tables import Table
@@ -26,7 +28,10 @@ COLUMNS = {
     "efficiency/extra_parameters": ("extra training parameters", "{:,.0f}"),
 }
 LATENCY = "efficiency/latency_ms_b1_median"
-METRICS = (*COLUMNS, LATENCY)
+# Measured once for all networks that cost the same, in turn with the teacher.
+IN_TURN = {f"efficiency/{name}": how for name, how in RATIOS.items()}
+SHARED = (*IN_TURN, *(f"{name}_spread" for name in IN_TURN))
+METRICS = (*COLUMNS, LATENCY, *SHARED)
 WITHOUT_SPREAD = "efficiency/extra_parameters"
 
 
@@ -70,7 +75,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells on one data set; ``teacher`` are the teacher's metrics, empty without one."""
+    """All cells on one data set; ``teacher`` are the teacher's metrics, empty without one.
+
+    ``sitting`` is what teacher and students cost in use, measured in turn.
+    """
 
     data: str
     classes: int
@@ -82,6 +90,7 @@ class Comparison:
     student: str
     teacher_name: str
     notes: tuple[str, ...] = ()
+    sitting: Sitting | None = None
 
 
 @dataclass(frozen=True)
@@ -136,11 +145,13 @@ def verdict(own: Sequence[Row]) -> str:
 
 def comparison_table(own: Sequence[Row], left_out: Sequence[LeftOut] = ()) -> Table:
     """A line a method, spread over seeds after ±; methods that gave no run follow with their reason."""
-    header = ["method", "evidence", "seeds", *[label for label, _ in COLUMNS.values()]]
+    ratios = {key: how for key, how in IN_TURN.items() if any(key in row.mean for row in own)}
+    columns = {**COLUMNS, **ratios}
+    header = ["method", "evidence", "seeds", *[label for label, _ in columns.values()]]
     header += ["test accuracy − control (95 %)", "test accuracy − kd (95 %)", "note"]
     lines = []
     for row in own:
-        figures = [_spread(row, key, form) for key, (_, form) in COLUMNS.items()]
+        figures = [_spread(row, key, form) for key, (_, form) in columns.items()]
         differences = [interval_cell(row.minus_control), interval_cell(row.minus_kd)]
         note = _note(row, own)
         lines.append([row.method, row.evidence, str(len(row.seeds)), *figures, *differences, note])
@@ -210,7 +221,7 @@ def _row(comparison: Comparison, method: str) -> Row:
         seeds=[cell.seed for cell in cells],
         runs=[cell.run_id for cell in cells],
         mean={key: plain.fmean(own) for key, own in values.items()},
-        sd={key: plain.stdev(own) if len(own) > 1 else None for key, own in values.items()},
+        sd={key: plain.stdev(own) if len(own) > 1 and key not in SHARED else None for key, own in values.items()},
         minus_control=versus[CONTROL],
         minus_kd=versus[REFERENCE],
         minus_control_val=_validation_gain(comparison, method),
@@ -238,6 +249,8 @@ def _validation_gain(comparison: Comparison, method: str) -> float | None:
 def _spread(row: Row, key: str, form: str) -> str:
     if key not in row.mean:
         return ""
+    if key in IN_TURN:
+        return with_spread(row.mean[key], row.mean.get(f"{key}_spread"), form)
     deviation = None if key == WITHOUT_SPREAD else row.sd[key]
     return form.format(row.mean[key]) + ("" if deviation is None else f" ± {form.format(deviation)}")
 

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_mlflow.reports.comparison import CONTROL, Cell
+from kd_mlflow.reports.comparison import CONTROL, IN_TURN, Cell
+from kd_mlflow.reports.efficiency import with_spread
 from kd_mlflow.reports.html import page, picture
 from kd_mlflow.reports.paired import LABELS_ONLY, UNPAIRED, caveat, told
 from kd_mlflow.reports.statistics import Difference
@@ -73,15 +74,16 @@ def verdict(
 
 def final_table(cells: Sequence[Cell], teacher: Mapping[str, float]) -> Table:
     """Control, defaults, best and teacher; spread over seeds after ±."""
+    ratios = [key for key in IN_TURN if any(key in cell.metrics for cell in cells)]
     lines = []
     for name in dict.fromkeys(cell.method for cell in cells):
         own = [cell for cell in cells if cell.method == name]
         figures = [_spread([cell.metrics[key] for cell in own if key in cell.metrics]) for key in COLUMNS]
-        lines.append([LABELS[name], str(len(own)), *figures])
+        lines.append([LABELS[name], str(len(own)), *figures, *[_in_turn(own[0].metrics, key) for key in ratios]])
     if teacher:
         figures = [_spread([teacher[key]] if key in teacher else []) for key in COLUMNS]
-        lines.append(["teacher", "1", *figures])
-    return Table(["", "seeds", *COLUMNS.values()], lines)
+        lines.append(["teacher", "1", *figures, *["1" if key.endswith("teacher") else "" for key in ratios]])
+    return Table(["", "seeds", *COLUMNS.values(), *[IN_TURN[key][0] for key in ratios]], lines)
 
 
 def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
@@ -122,6 +124,11 @@ def render(
         parts += ["<h2>Not drawn</h2>", f"<ul>{items}</ul>"]
     parts += ["<h2>Configuration</h2>", f"<pre>{html.escape(config_yaml)}</pre>"]
     return page(title, parts)
+
+
+def _in_turn(metrics: Mapping[str, float], key: str) -> str:
+    """A ratio, which all networks that cost the same share."""
+    return with_spread(metrics[key], metrics.get(f"{key}_spread"), IN_TURN[key][1]) if key in metrics else ""
 
 
 def _told(subject: str, reference: str, difference: Difference | None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.efficiency import RATIOS, with_spread
 from kd_mlflow.reports.paired import interval_cell, paired_views
 from kd_mlflow.tracking.encode import FORMULA
 
@@ -50,6 +51,8 @@ COST = {
     "training_joules_per_image": ("energy an image, training, J", "{:.3g}"),
     "training_energy_j": ("energy of the training, J", "{:.0f}"),
 }
+# The figure that says how much another one varies, where it is not called after it.
+SPREADS = {"latency_ms_b1_median": "latency_ms_b1_spread"}
 NOT_MEASURED = "not measured"
 # A figure, or a difference with its interval: a sign in front makes neither a formula.
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( \([+−][\d.]+ … [+−][\d.]+\))?$")
@@ -98,13 +101,13 @@ def quality_table(views: Sequence[RunView], splits: Sequence[str] = ("val", "tes
 
 
 def efficiency_table(views: Sequence[RunView]) -> Table:
-    """Cost of each network, in the layout of the source report's table VIII.
+    """Cost of each network, in the layout of the source report's table VIII, what was measured in turn before it.
 
     What could not be measured says so (the reasons: :func:`not_measured`); what no network of the
     comparison was ever asked for is left out.
     """
     rows = []
-    for name, (label, form) in COST.items():
+    for name, (label, form) in {**RATIOS, **COST}.items():
         cells = [_cost(view, name, form) for view in views]
         if any(cells):
             rows.append([label, *cells])
@@ -137,7 +140,8 @@ def _cost(view: RunView, name: str, form: str) -> str:
     value = view.metrics.get(f"efficiency/{name}")
     if value is None:
         return NOT_MEASURED if name in view.missing else ""
-    return form.format(value)
+    spread = view.metrics.get(f"efficiency/{SPREADS.get(name, f'{name}_spread')}")
+    return with_spread(value, spread, form)
 
 
 def _figure(value: float | None) -> str:
