@@ -15,6 +15,7 @@ from kd_mlflow.distillers.names import CONTROL, method_names
 from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.comparisons import cell_of, record_comparison, report_rows
 from kd_mlflow.entrypoints.fingerprint import request_fingerprint
+from kd_mlflow.entrypoints.in_turn import measure_cells
 from kd_mlflow.entrypoints.network import check
 from kd_mlflow.entrypoints.recipes import student_recipe, warm_up_notes, with_resolved_method
 from kd_mlflow.entrypoints.record import record_setup, view_of
@@ -33,7 +34,11 @@ ALL = "all"
 _CSV_COLUMNS = [
     *("data", "method", "evidence", "seeds", "runs"),
     *(f"{part}/{key}" for key in METRICS for part in ("mean", "sd")),
-    *(f"{name}/{part}" for name in ("minus_control", "minus_kd") for part in ("mean", "low", "high", "seeds")),
+    *(
+        f"{name}/{part}"
+        for name in ("minus_control", "minus_kd")
+        for part in ("mean", "low", "high", "seeds", "p_value")
+    ),
     "minus_control_val",
 ]
 
@@ -189,7 +194,7 @@ def _one_dataset(
         control = _control(session, writer, next(iter(seeded.values())), others)
         if seed == config.seed:
             notes += _notes(session, writer, config, teachers, control)
-        finished.append(cell_of(session, control, CONTROL, seed))
+        finished.append(cell_of(control, CONTROL, seed))
         for method, cell in seeded.items():
             try:
                 taught = teachers if _taught(method) else []
@@ -198,20 +203,24 @@ def _one_dataset(
                 session.terminal.warn(f"{method}, seed {seed}: {error}")
                 left_out.append(LeftOut(method, f"Seed {seed}: {error}"))
             else:
-                finished.append(cell_of(session, view, method, seed))
+                finished.append(cell_of(view, method, seed))
             gc.collect()
-    store = session.store
+    store, figures = session.store, teachers[0].view.metrics if teachers else {}
+    finished, sitting = measure_cells(session, writer, teachers[0].network.model if teachers else None, finished)
+    if sitting and "teacher" in sitting.networks:
+        figures = figures | {f"efficiency/{name}": value for name, value in sitting.ratios("teacher").items()}
     return Comparison(
         data=label,
         classes=len(store.classes),
         images_per_class=len(store.splits["train"]) / len(store.classes),
         image_size=store.image_size,
-        teacher=teachers[0].view.metrics if teachers else {},
+        teacher=figures,
         cells=tuple(finished),
         left_out=tuple(left_out),
         student=config.student,
         teacher_name=teachers[0].view.architecture if teachers else "",
         notes=tuple(notes),
+        sitting=sitting,
     )
 
 

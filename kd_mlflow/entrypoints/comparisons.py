@@ -7,14 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from kd_mlflow.config import CompareConfig, to_yaml
 from kd_mlflow.distillers.names import CONTROL
 from kd_mlflow.distillers.registry import method_class
-from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.reports import comparison_figures as figures
 from kd_mlflow.reports.comparison import (
+    SHARED,
     Cell,
     Comparison,
     comparison_table,
@@ -27,9 +25,10 @@ from kd_mlflow.reports.comparison import (
 from kd_mlflow.reports.comparison_html import render
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.figures import to_png
-from kd_mlflow.tracking.runs import RunWriter, read_json
+from kd_mlflow.tracking.runs import RunWriter
 
 PROGRESS = {"val/accuracy": "val_accuracy", "test/accuracy": "test_accuracy"}
+PROGRESS |= {name: name.removeprefix("efficiency/") for name in SHARED}
 
 
 def report_rows(
@@ -48,6 +47,7 @@ def report_rows(
                 "teacher": comparison.teacher,
                 "winner": winner(own),
                 "verdict": verdict(own),
+                "efficiency_in_turn": comparison.sitting.to_json() if comparison.sitting else None,
                 "left_out": [{"method": one.method, "reason": one.reason} for one in comparison.left_out],
             }
         )
@@ -83,24 +83,24 @@ def record_comparison(writer: RunWriter, config: CompareConfig, comparisons: Seq
     writer.final_metrics(metrics)
 
 
-def cell_of(session: Session, view: RunView, method: str, seed: int) -> Cell:
+def cell_of(view: RunView, method: str, seed: int) -> Cell:
     """A finished run as a cell."""
-    said = read_json(session.client, view.run_id, "predictions.json")["test"]
+    said = view.predictions.get("test")
     evidence = "" if method == CONTROL else method_class(method).source.evidence
-    predicted, labels = np.asarray(said["predicted"]), np.asarray(said["label"])
-    return Cell(method, seed, view.run_id, view.metrics, predicted, labels, evidence)
+    predicted, labels = (None, None) if said is None else (said.predicted, said.label)
+    return Cell(method, seed, view.run_id, view.metrics, predicted, labels, evidence, view.shared)
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:
     return {
         "accuracy_against_training": figures.accuracy_against(comparison, "efficiency/training_seconds_per_batch"),
-        "accuracy_against_latency": figures.accuracy_against(comparison, "efficiency/latency_ms_b1_median"),
+        "accuracy_against_latency": figures.accuracy_against(comparison, figures.latency_measured(comparison)),
         "differences": figures.differences(rows(comparison)),
     }
 
 
 def _metrics(own: Sequence[Any], prefix: str) -> dict[str, float]:
-    """Each method's mean accuracies as metrics of the comparison, for MLflow's own tables and charts."""
+    """Each method's mean accuracies and ratios as metrics of the comparison, for MLflow's own tables and charts."""
     named = {}
     for row in own:
         for key, name in PROGRESS.items():

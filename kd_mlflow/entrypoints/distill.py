@@ -21,6 +21,7 @@ from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.paired import paired_views
 from kd_mlflow.reports.verdict import gain
 from kd_mlflow.tracking.runs import RunWriter, read_run
 
@@ -33,6 +34,11 @@ class DistillResult:
     ----------
     verdict:
         Whether the student is ahead of the control, and whether that is more than chance; empty without a control.
+    student_minus_control:
+        The paired difference of accuracies on ``val`` and ``test``; of a split that cannot be paired None.
+    efficiency_in_turn:
+        What teacher, control and student cost in use, measured in turn, with ratios to the teacher (or, for a method
+        without one, to the control); None if there is nothing to compare with.
     """
 
     run_id: str
@@ -40,6 +46,8 @@ class DistillResult:
     control: dict[str, Any] | None
     student: dict[str, Any]
     verdict: str
+    student_minus_control: dict[str, Any] | None
+    efficiency_in_turn: dict[str, Any] | None
     registered: Registered | None
 
     def to_json(self) -> dict[str, Any]:
@@ -82,15 +90,25 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
         for note in (*warm_up_notes(config), *without_effect):
             session.terminal.warn(note)
             notes.append(note)
-        views, registered = train_student_under(session, writer, config, plan, teachers, control, notes)
+        taught = train_student_under(session, writer, config, plan, teachers, control, notes, in_turn=True)
+        views = {view.role: view for view in reversed(taught.views)}
+        student, control = views["student"], views.get("control")
         return DistillResult(
             writer.run_id,
-            summary(teachers[0].view) if teachers else None,
+            summary(views["teacher"]) if teachers else None,
             summary(control) if control else None,
-            summary(views[-1]),
-            gain(views[-1], control) if control else "",
-            registered,
+            summary(student),
+            gain(student, control) if control else "",
+            _minus(student, control) if control else None,
+            taught.sitting.to_json() if taught.sitting else None,
+            taught.registered,
         )
+
+
+def _minus(student: RunView, control: RunView) -> dict[str, Any]:
+    """The paired differences on validation and test, as plain types."""
+    found = {split: paired_views(student, control, split) for split in ("val", "test")}
+    return {split: asdict(difference) if difference else None for split, difference in found.items()}
 
 
 def takes_teacher(config: DistillConfig) -> bool:

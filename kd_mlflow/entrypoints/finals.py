@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kd_mlflow.config import DistillConfig
@@ -12,15 +12,18 @@ from kd_mlflow.distillers.names import CONTROL
 from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.comparisons import cell_of
 from kd_mlflow.entrypoints.evaluate import network_of_run
+from kd_mlflow.entrypoints.in_turn import measure_cells
 from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
 from kd_mlflow.entrypoints.registration import register_network
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.students import train_or_reuse_student
 from kd_mlflow.entrypoints.teachers import Teacher
 from kd_mlflow.entrypoints.train import train_or_reuse
-from kd_mlflow.reports.comparison import Cell
+from kd_mlflow.measures.in_turn import Sitting
+from kd_mlflow.reports.comparison import SHARED, Cell
+from kd_mlflow.reports.paired import paired
 from kd_mlflow.reports.search import BEST, DEFAULTS, verdict
-from kd_mlflow.reports.statistics import Difference, paired_difference
+from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.search.ledger import FrozenTrial
 from kd_mlflow.search.study import SearchStudy
 from kd_mlflow.tracking.registry import Registered
@@ -43,6 +46,8 @@ class Finals:
         The constraints that a candidate does not keep to, by candidate; who keeps to all goes before.
     difference:
         Of test accuracy, best minus defaults; None if they are one.
+    sitting:
+        What the teacher and each distinct network cost in use, measured in turn.
     """
 
     objective: str
@@ -53,6 +58,7 @@ class Finals:
     difference: Difference | None
     minus_control: Difference | None
     registered: Registered | None
+    sitting: Sitting | None = None
 
     @property
     def means(self) -> dict[str, float]:
@@ -62,7 +68,10 @@ class Finals:
     @property
     def verdict(self) -> str:
         """What may be said of it."""
-        return verdict(self.objective, self.means, self.winner, self.difference, self.minus_control, self.broken)
+        unpaired = self.minus_control is None or (self.difference is None and BEST in self.means)
+        return verdict(
+            self.objective, self.means, self.winner, self.difference, self.minus_control, self.broken, unpaired
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain types: a row a run."""
@@ -73,6 +82,7 @@ class Finals:
                     "seed": cell.seed,
                     "run_id": cell.run_id,
                     **{name: cell.metrics.get(name) for name in ("val/accuracy", "test/accuracy")},
+                    **{name: cell.metrics[name] for name in SHARED if name in cell.metrics},
                 }
                 for cell in self.cells
             ],
@@ -83,6 +93,7 @@ class Finals:
             "best_minus_defaults": asdict(self.difference) if self.difference else None,
             "winner_minus_control": asdict(self.minus_control) if self.minus_control else None,
             "registered": asdict(self.registered) if self.registered else None,
+            "efficiency_in_turn": self.sitting.to_json() if self.sitting else None,
         }
 
 
@@ -105,10 +116,9 @@ def train_finals(
             own = teachers[: method_class(cell.method).teacher_count[1]]
             if name == list(candidates)[-1]:
                 control = train_or_reuse(session, cell, "control", resume="newest")
-                cells.append(cell_of(session, control, CONTROL, seed))
+                cells.append(cell_of(control, CONTROL, seed))
             view = train_or_reuse_student(session, writer, cell, list(own), None, "newest")
-            found = cell_of(session, view, cell.method, seed)
-            cells.append(Cell(name, seed, found.run_id, found.metrics, found.predicted, found.labels, found.evidence))
+            cells.append(replace(cell_of(view, cell.method, seed), method=name))
     objective = study.objectives[0]
     sign = 1 if objective.direction == "maximize" else -1
     broken = {name: _broken(study, cells, name) for name in candidates}
@@ -122,6 +132,7 @@ def train_finals(
     final = with_resolved_method(config.trial(candidates[winner], chosen.seed))
     uris = tuple(teacher.uri for teacher in teachers[: method_class(final.method).teacher_count[1]])
     registered = _register(session, final, chosen) if config.register_model else None
+    cells, sitting = measure_cells(session, writer, teachers[0].network.model if teachers else None, cells)
     return Finals(
         objective.name,
         tuple(cells),
@@ -131,6 +142,7 @@ def train_finals(
         _difference(cells, BEST, DEFAULTS),
         _difference(cells, winner, CONTROL),
         registered,
+        sitting,
     )
 
 
@@ -160,6 +172,4 @@ def _difference(cells: Sequence[Cell], one: str, other: str) -> Difference | Non
     """Test accuracy over the seeds that both have, paired."""
     right = {name: {cell.seed: cell.right for cell in cells if cell.method == name} for name in (one, other)}
     seeds = sorted(right[one].keys() & right[other].keys())
-    if not seeds:
-        return None
-    return paired_difference([right[one][seed] for seed in seeds], [right[other][seed] for seed in seeds])
+    return paired((right[one][seed], right[other][seed]) for seed in seeds)

@@ -10,11 +10,14 @@ import numpy as np
 
 from kd_mlflow.config import Options, Recipe, to_yaml
 from kd_mlflow.entrypoints.judge import Judged
+from kd_mlflow.entrypoints.machine import INFERENCE, TAG, watched
 from kd_mlflow.entrypoints.network import Network, Trained
 from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.errors import InputError
 from kd_mlflow.measures.efficiency import measure
+from kd_mlflow.measures.in_turn import Sitting
 from kd_mlflow.reports import figures
-from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.data import Predictions, RunView
 from kd_mlflow.reports.html import render
 from kd_mlflow.reports.tables import efficiency_table, quality_table
 from kd_mlflow.tracking.runs import RunWriter, history, read_json, read_run
@@ -96,13 +99,14 @@ def record_evaluation(
     session: Session, writer: RunWriter, network: Network, judged: dict[str, Judged], missing: dict[str, str]
 ) -> None:
     """Quality on each split, cost of use, and the tables of the last split."""
-    use = measure(
-        network.model,
-        image_size=session.store.image_size,
-        device=session.device,
-        batch_size=THROUGHPUT_BATCH,
-        file=network.folder / "model.safetensors",
-    )
+    with watched(session, writer, INFERENCE):
+        use = measure(
+            network.model,
+            image_size=session.store.image_size,
+            device=session.device,
+            batch_size=THROUGHPUT_BATCH,
+            file=network.folder / "model.safetensors",
+        )
     # val/… holds the curve over epochs; the selected epoch's figures stand beside it under best/….
     final = {
         f"{'best' if split == 'val' else split}/{name}": value
@@ -183,7 +187,18 @@ def view_of(client: Any, run_id: str) -> RunView:
         per_class=evaluation["per_class"],
         confusion=evaluation["confusion"],
         reliability=evaluation["reliability"],
+        predictions=_predicted(client, run_id),
+        shared={tag.removeprefix(f"{TAG}."): load for tag, load in run.tags.items() if tag.startswith(f"{TAG}.")},
     )
+
+
+def _predicted(client: Any, run_id: str) -> dict[str, Predictions]:
+    """What a run said of each image, by split; empty for a run that did not keep it."""
+    try:
+        recorded = read_json(client, run_id, "predictions.json")
+    except InputError:
+        return {}
+    return {split: Predictions.of(lists) for split, lists in recorded.items()}
 
 
 def summary(view: RunView) -> dict[str, Any]:
@@ -195,11 +210,17 @@ def summary(view: RunView) -> dict[str, Any]:
             for name, value in sorted(view.metrics.items())
             if name.startswith(f"{prefix}/")
         }
-    return parts
+    return parts | {"shared_machine": dict(view.shared)}
 
 
 def record_report(
-    session: Session, writer: RunWriter, config: Options, views: list[RunView], test: Judged, notes: list[str]
+    session: Session,
+    writer: RunWriter,
+    config: Options,
+    views: list[RunView],
+    test: Judged,
+    notes: list[str],
+    sitting: Sitting | None = None,
 ) -> None:
     """Figures and the self-contained report of a run; ``views[-1]`` is the run's own."""
     own, classes = views[-1], session.store.classes
@@ -214,7 +235,7 @@ def record_report(
     }
     pngs = {name: figures.to_png(figure) for name, figure in drawn.items()}
     title = f"{session.store.name}: {own.role} {own.architecture}"
-    page = render(title, views, classes, pngs, to_yaml(config), notes)
+    page = render(title, views, classes, pngs, to_yaml(config), notes, sitting)
     with TemporaryDirectory() as scratch:
         (Path(scratch) / "figures").mkdir()
         for name, png in pngs.items():

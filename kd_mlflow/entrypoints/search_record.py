@@ -14,6 +14,7 @@ from kd_mlflow.entrypoints.finals import Finals
 from kd_mlflow.entrypoints.recipes import with_resolved_method
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.teachers import Teacher
+from kd_mlflow.reports.efficiency import conditions
 from kd_mlflow.reports.search import final_table, render, trial_table
 from kd_mlflow.search.figures import study_figures
 from kd_mlflow.search.ledger import FrozenTrial
@@ -38,6 +39,7 @@ def record_search(
     table = final_table(finals.cells, teachers[0].view.metrics if teachers else {}) if finals else None
     config = finals.config if finals else _best_config(study, best[0], teachers)
     facts = [_standing(now.trials), *([finals.verdict] if finals else []), *notes]
+    facts += [conditions(finals.sitting.to_json())] if finals and finals.sitting else []
     if len(study.objectives) > 1:
         facts.append(f"The Pareto set: trials {', '.join(str(trial.number) for trial in best)}.")
     with TemporaryDirectory() as scratch:

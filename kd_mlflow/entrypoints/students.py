@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kd_mlflow.config import DistillConfig, Recipe
 from kd_mlflow.entrypoints.fingerprint import fingerprint
+from kd_mlflow.entrypoints.in_turn import measure_views
 from kd_mlflow.entrypoints.network import train_network
 from kd_mlflow.entrypoints.recipes import student_recipe
 from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, view_of
@@ -13,10 +15,29 @@ from kd_mlflow.entrypoints.registration import Registered, register_network
 from kd_mlflow.entrypoints.runs import open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.teachers import Teacher
+from kd_mlflow.measures.in_turn import Sitting
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.paired import paired_views
 from kd_mlflow.tracking.runs import RunWriter, find_runs
 
 RECONSTRUCTION = "The method is a reconstruction: its source leaves choices open; its published figures do not apply."
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A distilled student as it was written down.
+
+    Attributes
+    ----------
+    views:
+        Of the teachers, the control and the student, the student's last.
+    sitting:
+        What teacher, control and student cost, measured in turn; None if that was left for later.
+    """
+
+    views: list[RunView]
+    registered: Registered | None
+    sitting: Sitting | None
 
 
 def train_student_under(
@@ -27,8 +48,10 @@ def train_student_under(
     teachers: Sequence[Teacher],
     control: RunView | None,
     notes: list[str],
-) -> tuple[list[RunView], Registered | None]:
-    """Train the student, write everything down, register it if asked for; the views of all, the student's last."""
+    *,
+    in_turn: bool,
+) -> Taught:
+    """Train the student, measure it beside the others if ``in_turn``, write everything down, register if asked for."""
     networks = [teacher.network for teacher in teachers]
     writer.tags({"kd.fingerprint": student_fingerprint(session, plan, teachers)})
     trained = train_network(session, plan, writer, networks)
@@ -36,13 +59,17 @@ def train_student_under(
     writer.settle()
     student = view_of(session.client, writer.run_id)
     views = [view for view in (*[teacher.view for teacher in teachers], control, student) if view is not None]
+    sitting = None
+    if in_turn:
+        teacher = teachers[0].network.model if teachers else None
+        views, sitting = measure_views(session, writer, teacher, views, trained.network.model)
     reconstructed = [RECONSTRUCTION] if trained.evidence == "reconstruction" else []
-    record_report(session, writer, config, views, trained.verdict.test, [*notes, *reconstructed])
+    record_report(session, writer, config, views, trained.verdict.test, [*notes, *reconstructed], sitting)
     _record_gains(writer, student, teachers[0].view if teachers else None, control)
     registered = None
     if config.register_model:
         registered = register_network(session, trained.network, plan, trained.verdict.val.metrics, trained.evidence)
-    return views, registered
+    return Taught(views, registered, sitting)
 
 
 def train_or_reuse_student(
@@ -67,8 +94,8 @@ def train_or_reuse_student(
     ) as writer:
         record_setup(session, writer, cell)
         writer.tags(teacher_tags(teachers) | ({"kd.control_run_id": control.run_id} if control else {}))
-        views, _ = train_student_under(session, writer, cell, plan, teachers, control, [])
-    return views[-1]
+        taught = train_student_under(session, writer, cell, plan, teachers, control, [], in_turn=False)
+    return taught.views[-1]
 
 
 def student_fingerprint(session: Session, plan: Recipe, teachers: Sequence[Teacher]) -> str:
@@ -86,12 +113,15 @@ def teacher_tags(teachers: Sequence[Teacher]) -> dict[str, str]:
 
 
 def _record_gains(writer: RunWriter, student: RunView, teacher: RunView | None, control: RunView | None) -> None:
-    """The differences that the whole job is about, as metrics of the student's run."""
+    """The differences that the whole job is about, as metrics of the student's run, with interval and test."""
     others = {"teacher": teacher, "control": control}
     gains = {}
     for name, view in others.items():
-        for split in ("best", "test"):
-            key = f"{'val' if split == 'best' else split}/accuracy"
-            if view is not None:
-                gains[f"{split}/accuracy_minus_{name}"] = student.metrics[key] - view.metrics[key]
+        for split, prefix in (("val", "best"), ("test", "test")):
+            if view is None:
+                continue
+            stem = f"{prefix}/accuracy_minus_{name}"
+            gains[stem] = student.metrics[f"{split}/accuracy"] - view.metrics[f"{split}/accuracy"]
+            if (difference := paired_views(student, view, split)) is not None:
+                gains |= {f"{stem}_{part}": getattr(difference, part) for part in ("low", "high", "p_value")}
     writer.final_metrics(gains)

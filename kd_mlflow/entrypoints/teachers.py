@@ -22,6 +22,7 @@ from kd_mlflow.models.artifact import save_model
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.models.zoo import build, known
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.paired import LABELS_ONLY, paired_views, told
 from kd_mlflow.tracking.registry import champion
 from kd_mlflow.tracking.runs import find_runs
 from kd_mlflow.training.checkpoint import file_sha256
@@ -65,13 +66,15 @@ def weak_teacher_note(config: DistillConfig | CompareConfig, teachers: Sequence[
     InputError
         So it is, and a strong teacher was required.
     """
-    theirs = min((teacher.view.metrics["val/accuracy"] for teacher in teachers), default=1.0)
-    plain = control.metrics["val/accuracy"]
+    if not teachers:
+        return ""
+    weakest = min((teacher.view for teacher in teachers), key=lambda view: view.metrics["val/accuracy"])
+    theirs, plain = weakest.metrics["val/accuracy"], control.metrics["val/accuracy"]
     if theirs >= plain:
         return ""
     note = (
         f"The teacher is weak: its validation accuracy {theirs:.4f} is below that of the labels-only student, "
-        f"{plain:.4f}."
+        f"{plain:.4f}. {told('the teacher', LABELS_ONLY, 'validation', paired_views(weakest, control, 'val'))}"
     )
     if config.require_strong_teacher:
         raise InputError(f"{note} Train a better one, or leave out --require-strong-teacher.")

@@ -59,8 +59,8 @@ def measure(
 
     FLOPs count a multiplication and an addition as two, for one image. Latency is that of single
     images after a warm-up; throughput that of batches of ``batch_size``, or of half, a quarter … of it
-    if a GPU's memory does not hold that. Peak memory is the allocator's on a GPU, the process's
-    resident set on a CPU. Sizes are in MiB.
+    if a GPU's memory does not hold that. ``…_spread`` is the median distance of the runs from their median. Peak
+    memory is the allocator's on a GPU, the process's resident set on a CPU. Sizes are in MiB.
 
     Parameters
     ----------
@@ -81,6 +81,7 @@ def measure(
         metrics["flops"] = float(count_flops(model, one))
         times = _timed(partial(model, one), device, seconds, LATENCY_RUNS).seconds
         metrics["latency_ms_b1_median"] = statistics.median(times) * 1e3
+        metrics["latency_ms_b1_spread"] = _spread(times) * 1e3
         metrics["latency_ms_b1_p95"] = float(np.percentile(times, 95)) * 1e3
         large = _throughput(model, one, device, batch_size, seconds)
     model.train(was_training)
@@ -104,6 +105,7 @@ def _throughput(model: nn.Module, image: Tensor, device: torch.device, batch_siz
     used, names = meter.usage(images=batch_size * timing.runs), MEMORY_AND_ENERGY
     metrics = {names[name]: value for name, value in used.metrics.items() if name in names}
     metrics["throughput_images_per_s"] = batch_size / statistics.median(timing.seconds)
+    metrics["throughput_images_per_s_spread"] = _spread([batch_size / taken for taken in timing.seconds])
     metrics["throughput_batch_size"] = float(batch_size)
     return Efficiency(metrics, {names[name]: reason for name, reason in used.missing.items() if name in names})
 
@@ -128,19 +130,26 @@ def _timed(run: Callable[[], object], device: torch.device, seconds: float, runs
     warm, end = 0, time.perf_counter() + seconds
     while warm == 0 or (warm < WARM_UP and time.perf_counter() < end):
         run()
-        _wait(device)
+        wait(device)
         warm += 1
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < runs[0] or (len(times) < runs[1] and time.perf_counter() < end):
         started = time.perf_counter()
         run()
-        _wait(device)
+        wait(device)
         times.append(time.perf_counter() - started)
     return Timing(times, warm + len(times))
 
 
-def _wait(device: torch.device) -> None:
+def _spread(values: list[float]) -> float:
+    """The median distance from the median."""
+    middle = statistics.median(values)
+    return statistics.median(abs(value - middle) for value in values)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -11,10 +11,12 @@ import psutil
 import torch
 
 from kd_mlflow.measures.gpu import Gpu, GpuSample, open_gpu
+from kd_mlflow.measures.rapl import Rapl, open_rapl
 
 MIB = 2**20
 SECONDS = 0.2
-NO_GPU = "the work ran on a CPU; energy is read from NVIDIA GPUs only"
+NO_GPU = "the work ran on a CPU; energy is read from NVIDIA GPUs, and from processors with a counter (RAPL)"
+NO_UTILISATION = "the work ran on a CPU"
 SILENT = "this card does not tell"
 
 
@@ -75,9 +77,10 @@ class ResourceMeter:
     Parameters
     ----------
     device:
-        Where the work runs; power and energy are known for NVIDIA GPUs only.
+        Where the work runs; power and energy are known for NVIDIA GPUs, and for processors whose counter may be
+        read, of all that they do.
     gpu:
-        The device to sample, or the reason why there is none; None to look for it.
+        What to sample, or the reason why there is none; None to look for it.
 
     Examples
     --------
@@ -86,9 +89,9 @@ class ResourceMeter:
     >>> meter.usage(images).metrics["peak_memory_mib"]
     """
 
-    def __init__(self, device: torch.device, gpu: Gpu | str | None = None) -> None:
+    def __init__(self, device: torch.device, gpu: Gpu | Rapl | str | None = None) -> None:
         self.device = device
-        self.gpu = _gpu_of(device) if gpu is None else gpu
+        self.gpu = open_meter(device) if gpu is None else gpu
         self._totals = GpuTotals()
         self._resident = 0
         self._stop = threading.Event()
@@ -127,7 +130,8 @@ class ResourceMeter:
         )
         found = dict(zip(names, values, strict=True))
         metrics |= {name: value for name, value in found.items() if value is not None}
-        return Usage(metrics, {name: SILENT for name, value in found.items() if value is None})
+        silent = NO_UTILISATION if isinstance(self.gpu, Rapl) else SILENT
+        return Usage(metrics, {name: silent for name, value in found.items() if value is None})
 
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":
@@ -144,7 +148,10 @@ class ResourceMeter:
             self._totals.add(time.monotonic(), self.gpu.sample())
 
 
-def _gpu_of(device: torch.device) -> Gpu | str:
+def open_meter(device: torch.device) -> Gpu | Rapl | str:
+    """Where the energy of work on the device is read, or the reason why it cannot be."""
+    if device.type == "cpu":
+        return open_rapl() or NO_GPU
     if device.type != "cuda":
         return NO_GPU
     index = torch.cuda.current_device() if device.index is None else device.index

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics as plain
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kd_mlflow.reports.statistics import Difference, paired_difference
+from kd_mlflow.measures.in_turn import Sitting
+from kd_mlflow.reports.efficiency import RATIOS, mark, with_spread
+from kd_mlflow.reports.paired import LABELS_ONLY, caveat, interval_cell, paired, seed_count, signed, told
+from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.reports.tables import Table
 
 CONTROL, REFERENCE = "labels", "kd"
@@ -25,9 +28,10 @@ COLUMNS = {
     "efficiency/extra_parameters": ("extra training parameters", "{:,.0f}"),
 }
 LATENCY = "efficiency/latency_ms_b1_median"
-METRICS = (*COLUMNS, LATENCY)
-# Fewer say little of how much trainings vary.
-FEW_SEEDS = 5
+# Measured once for all networks that cost the same, in turn with the teacher.
+IN_TURN = {f"efficiency/{name}": how for name, how in RATIOS.items()}
+SHARED = (*IN_TURN, *(f"{name}_spread" for name in IN_TURN))
+METRICS = (*COLUMNS, LATENCY, *SHARED)
 WITHOUT_SPREAD = "efficiency/extra_parameters"
 
 
@@ -42,23 +46,26 @@ class Cell:
     metrics:
         Flat names, as in :class:`kd_mlflow.reports.data.RunView`.
     predicted, labels:
-        ``[N]``: the test split, in the same order in every cell of a data set.
+        ``[N]``: the test split, in the same order in every cell of a data set; None for a run that kept none.
     evidence:
         How sure the reading of the method is.
+    shared:
+        As in :class:`kd_mlflow.reports.data.RunView`.
     """
 
     method: str
     seed: int
     run_id: str
     metrics: dict[str, float]
-    predicted: np.ndarray
-    labels: np.ndarray
+    predicted: np.ndarray | None
+    labels: np.ndarray | None
     evidence: str = ""
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def right(self) -> np.ndarray:
-        """``[N]``: whether each image was named rightly."""
-        return self.predicted == self.labels
+    def right(self) -> np.ndarray | None:
+        """``[N]``: whether each image was named rightly; None if that is not known."""
+        return None if self.predicted is None or self.labels is None else self.predicted == self.labels
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells on one data set; ``teacher`` are the teacher's metrics, empty without one."""
+    """All cells on one data set; ``teacher`` are the teacher's metrics, empty without one.
+
+    ``sitting`` is what teacher and students cost in use, measured in turn.
+    """
 
     data: str
     classes: int
@@ -83,6 +93,7 @@ class Comparison:
     student: str
     teacher_name: str
     notes: tuple[str, ...] = ()
+    sitting: Sitting | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ class Row:
     minus_control: Difference | None
     minus_kd: Difference | None
     minus_control_val: float | None
+    shared: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -127,27 +139,24 @@ def verdict(own: Sequence[Row]) -> str:
             return f"{said}."
         best = max(others, key=lambda row: row.mean["val/accuracy"])
         said += f", {best.method} coming nearest"
-    found = best.minus_control
-    if found is None:
+    control = next((row for row in own if row.method == CONTROL), None)
+    if control is None or not set(control.seeds) & set(best.seeds):
         return f"{said} ({seed_count(len(best.seeds))}); there is no control at the same seeds."
-    interval = f"95 % interval {signed(found.low)} to {signed(found.high)} over {seed_count(found.seeds)}"
-    sentence = f"{said}; on test it differs from the labels-only control by {signed(found.mean)}, {interval}"
-    sentence += ": not told apart from it." if found.holds_zero else "."
-    if found.seeds == 1:
-        sentence += " With one seed the interval knows only the drawing of test images, not how trainings vary."
-    elif found.seeds < FEW_SEEDS:
-        sentence += f" With {found.seeds} seeds the interval is too narrow where trainings differ much."
-    return " ".join([sentence, _unfinished(best, own)]).strip()
+    gain = best.mean["test/accuracy"] - control.mean["test/accuracy"]
+    sentence = told(best.method, LABELS_ONLY, "test", best.minus_control, gain)
+    return " ".join(filter(None, [f"{said}.", sentence, caveat(best.minus_control), _unfinished(best, own)]))
 
 
 def comparison_table(own: Sequence[Row], left_out: Sequence[LeftOut] = ()) -> Table:
     """A line a method, spread over seeds after ±; methods that gave no run follow with their reason."""
-    header = ["method", "evidence", "seeds", *[label for label, _ in COLUMNS.values()]]
+    ratios = {key: how for key, how in IN_TURN.items() if any(key in row.mean for row in own)}
+    columns = {**COLUMNS, **ratios}
+    header = ["method", "evidence", "seeds", *[label for label, _ in columns.values()]]
     header += ["test accuracy − control (95 %)", "test accuracy − kd (95 %)", "note"]
     lines = []
     for row in own:
-        figures = [_spread(row, key, form) for key, (_, form) in COLUMNS.items()]
-        differences = [_interval(row.minus_control), _interval(row.minus_kd)]
+        figures = [_marked(row, key, form) for key, (_, form) in columns.items()]
+        differences = [interval_cell(row.minus_control), interval_cell(row.minus_kd)]
         note = _note(row, own)
         lines.append([row.method, row.evidence, str(len(row.seeds)), *figures, *differences, note])
     blanks = [""] * (len(header) - 2)
@@ -188,19 +197,9 @@ def gain_table(comparisons: Sequence[Comparison]) -> Table:
         figures = [f"{row['classes']}", f"{row['images_per_class']:.0f}", f"{row['image_size']}"]
         figures += [_figure(row[name]) for name in ("teacher_accuracy", "control_accuracy")]
         figures.append("" if row["gap"] is None else signed(row["gap"]))
-        gains = [_interval(Difference(**row["gains"][m])) if m in row["gains"] else "" for m in methods]
+        gains = [interval_cell(Difference(**row["gains"][m])) if m in row["gains"] else "" for m in methods]
         lines.append([row["data"], *figures, *gains])
     return Table(["data", *facts, *methods], lines)
-
-
-def signed(value: float) -> str:
-    """Four places and a sign; what rounds to nothing is ``+0.0000``."""
-    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")
-
-
-def seed_count(count: int) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def _unfinished(row: Row, own: Sequence[Row]) -> str:
@@ -226,10 +225,11 @@ def _row(comparison: Comparison, method: str) -> Row:
         seeds=[cell.seed for cell in cells],
         runs=[cell.run_id for cell in cells],
         mean={key: plain.fmean(own) for key, own in values.items()},
-        sd={key: plain.stdev(own) if len(own) > 1 else None for key, own in values.items()},
+        sd={key: plain.stdev(own) if len(own) > 1 and key not in SHARED else None for key, own in values.items()},
         minus_control=versus[CONTROL],
         minus_kd=versus[REFERENCE],
         minus_control_val=_validation_gain(comparison, method),
+        shared={part: load for cell in cells for part, load in cell.shared.items()},
     )
 
 
@@ -242,10 +242,7 @@ def _pairs(comparison: Comparison, method: str, other: str) -> list[tuple[Cell, 
 
 
 def _against(comparison: Comparison, method: str, other: str) -> Difference | None:
-    pairs = _pairs(comparison, method, other)
-    if not pairs:
-        return None
-    return paired_difference([one.right for one, _ in pairs], [two.right for _, two in pairs])
+    return paired((one.right, two.right) for one, two in _pairs(comparison, method, other))
 
 
 def _validation_gain(comparison: Comparison, method: str) -> float | None:
@@ -254,15 +251,19 @@ def _validation_gain(comparison: Comparison, method: str) -> float | None:
     return plain.fmean(gains) if gains else None
 
 
+def _marked(row: Row, key: str, form: str) -> str:
+    """The figure, marked if the machine was shared while it was timed."""
+    cell = _spread(row, key, form)
+    return cell and cell + mark(key.partition("/")[2], row.shared)
+
+
 def _spread(row: Row, key: str, form: str) -> str:
     if key not in row.mean:
         return ""
+    if key in IN_TURN:
+        return with_spread(row.mean[key], row.mean.get(f"{key}_spread"), form)
     deviation = None if key == WITHOUT_SPREAD else row.sd[key]
     return form.format(row.mean[key]) + ("" if deviation is None else f" ± {form.format(deviation)}")
-
-
-def _interval(found: Difference | None) -> str:
-    return "" if found is None else f"{signed(found.mean)} ({signed(found.low)} … {signed(found.high)})"
 
 
 def _figure(value: float | None) -> str:

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from kd_mlflow.reports.comparison import CONTROL, Comparison, Row, gain_rows, rows
+from kd_mlflow.reports.comparison import CONTROL, IN_TURN, LATENCY, Comparison, Row, gain_rows, rows
 from kd_mlflow.reports.figures import COLOURS, NEUTRAL, short
 from kd_mlflow.reports.statistics import pareto
 
 COSTS = {
     "efficiency/training_seconds_per_batch": "seconds a training batch",
     "efficiency/latency_ms_b1_median": "latency of one image, ms",
+    **{name: label for name, (label, _) in IN_TURN.items()},
 }
 ACCURACY = "test/accuracy"
 MANY_METHODS = 12
@@ -58,6 +59,13 @@ def accuracy_against(comparison: Comparison, cost: str) -> Figure:
         beside[0].text(0, 0.5, "\n".join(lines), fontsize=8, va="center", family="monospace", parse_math=False)
     _label(figure, axes, points, [str(n) if many else short(row.method) for n, row in enumerate(own, 1)])
     return figure
+
+
+def latency_measured(comparison: Comparison) -> str:
+    """The latency that the cells have in common: a ratio measured in turn, else each run's time of its own."""
+    own = rows(comparison)
+    ratios = (name for name in IN_TURN if "latency" in name and all(name in row.mean for row in own))
+    return next(ratios, LATENCY)
 
 
 def differences(own: Sequence[Row]) -> Figure:

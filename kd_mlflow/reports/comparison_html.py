@@ -6,13 +6,15 @@ import html
 from collections.abc import Mapping, Sequence
 
 from kd_mlflow.reports.comparison import Comparison, comparison_table, gain_table, rows, verdict
+from kd_mlflow.reports.efficiency import conditions, mark_explained
 from kd_mlflow.reports.html import page, picture
 
 INTERVALS = (
-    "Differences are paired: the same seeds and the same test images. The 95 % interval is a percentile bootstrap over "
-    "test images and, with two or more seeds, over seeds; with one seed it knows nothing of how trainings vary. "
+    "Differences are paired: the same seeds and the same test images. With one seed the exact McNemar test decides "
+    "(p < 0.05), and the 95 % interval leaves 0 out exactly then; it knows nothing of how trainings vary. From two "
+    "seeds on the interval is a percentile bootstrap over test images and seeds. "
     "Each interval stands for one method alone: of many that change nothing, about one in twenty leaves 0 out. "
-    "± is the standard deviation over seeds. Students of one architecture differ in latency by the noise of measuring. "
+    "± is the standard deviation over seeds. Students that cost the same in use share one measurement of it. "
     "The winner is chosen on validation; test decides nothing."
 )
 
@@ -49,6 +51,10 @@ def _dataset(comparison: Comparison, pngs: Mapping[str, bytes], prefix: str) -> 
     parts = [f"<h2>{html.escape(comparison.data)}</h2>", f"<p>{html.escape(verdict(own))}</p>"]
     parts += [f'<p class="small">{html.escape(facts)}.</p>']
     parts += [f'<div class="scroll lines">{comparison_table(own).to_html()}</div>']
+    if marked := mark_explained({row.method: row.shared for row in own}):
+        parts += [f'<p class="note">{html.escape(marked)}</p>']
+    if comparison.sitting:
+        parts += [f'<p class="small">{html.escape(conditions(comparison.sitting.to_json()))}</p>']
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in comparison.notes]
     if comparison.left_out:
         items = "".join(f"<li>{html.escape(one.method)}: {html.escape(one.reason)}</li>" for one in comparison.left_out)

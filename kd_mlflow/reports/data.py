@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said of one split, in the order of the manifest.
+
+    Attributes
+    ----------
+    index:
+        ``[N]``: places in the manifest, rising.
+    label, predicted:
+        ``[N]``: the class that is right, and the one that was named.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Any]) -> Predictions:
+        """Out of the lists ``index``, ``label`` and ``predicted`` of ``predictions.json``."""
+        order = np.argsort(np.asarray(recorded["index"]), kind="stable")
+        return cls(*[np.asarray(recorded[name])[order] for name in ("index", "label", "predicted")])
+
+    @property
+    def right(self) -> np.ndarray:
+        """``[N]``: whether each image was named rightly."""
+        return self.predicted == self.label
 
 
 @dataclass(frozen=True)
@@ -20,6 +51,10 @@ class RunView:
         For each figure that could not be measured, why.
     split:
         What ``per_class``, ``confusion`` and ``reliability`` were measured on.
+    predictions:
+        What was said of each image, by split; empty for a run that kept none.
+    shared:
+        The machine's load by what was timed on it (training, inference, in_turn) while other work shared it.
     """
 
     role: str
@@ -34,3 +69,5 @@ class RunView:
     confusion: list[list[int]]
     reliability: list[dict[str, Any]]
     split: str = "test"
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)

@@ -7,8 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_mlflow.reports.comparison import CONTROL, Cell, seed_count, signed
+from kd_mlflow.reports.comparison import CONTROL, IN_TURN, Cell
+from kd_mlflow.reports.efficiency import with_spread
 from kd_mlflow.reports.html import page, picture
+from kd_mlflow.reports.paired import LABELS_ONLY, UNPAIRED, caveat, told
 from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.reports.tables import Table
 
@@ -47,12 +49,14 @@ def verdict(
     difference: Difference | None,
     minus_control: Difference | None,
     broken: Mapping[str, Sequence[str]],
+    unpaired: bool = False,
 ) -> str:
     """Whether the search found anything better than the report's defaults and than labels alone.
 
-    No stronger than the figures carry.
+    No stronger than the figures carry; ``unpaired`` if some of the runs do not keep what was said of the images.
     """
-    labels = _against_labels(minus_control)
+    labels = " ".join(filter(None, ["", _told("the winner", LABELS_ONLY, minus_control), caveat(minus_control)]))
+    labels += f" {UNPAIRED}" if unpaired else ""
     kept = "".join(f" Not kept on fresh seeds by {LABELS[name]}: {', '.join(broken[name])}." for name in broken)
     if BEST not in means:
         return f"The search found nothing better than the report's defaults; they are what is registered.{labels}{kept}"
@@ -64,22 +68,22 @@ def verdict(
         said += "; they are what is registered."
     else:
         said += ": the search's best does not beat them, and they are what is registered."
-    if difference is not None:
-        said += f" Test accuracy differs by {_interval(difference)}."
-    return said + labels + kept
+    against = _told(f"the {LABELS[BEST]}", LABELS[DEFAULTS], difference)
+    return said + (f" {against}" if against else "") + labels + kept
 
 
 def final_table(cells: Sequence[Cell], teacher: Mapping[str, float]) -> Table:
     """Control, defaults, best and teacher; spread over seeds after ±."""
+    ratios = [key for key in IN_TURN if any(key in cell.metrics for cell in cells)]
     lines = []
     for name in dict.fromkeys(cell.method for cell in cells):
         own = [cell for cell in cells if cell.method == name]
         figures = [_spread([cell.metrics[key] for cell in own if key in cell.metrics]) for key in COLUMNS]
-        lines.append([LABELS[name], str(len(own)), *figures])
+        lines.append([LABELS[name], str(len(own)), *figures, *[_in_turn(own[0].metrics, key) for key in ratios]])
     if teacher:
         figures = [_spread([teacher[key]] if key in teacher else []) for key in COLUMNS]
-        lines.append(["teacher", "1", *figures])
-    return Table(["", "seeds", *COLUMNS.values()], lines)
+        lines.append(["teacher", "1", *figures, *["1" if key.endswith("teacher") else "" for key in ratios]])
+    return Table(["", "seeds", *COLUMNS.values(), *[IN_TURN[key][0] for key in ratios]], lines)
 
 
 def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
@@ -122,17 +126,13 @@ def render(
     return page(title, parts)
 
 
-def _against_labels(found: Difference | None) -> str:
-    if found is None:
-        return ""
-    said = "labels alone do better than the winner" if found.mean < 0 else "the winner against labels alone"
-    return f" On test, {said}: {_interval(found)}."
+def _in_turn(metrics: Mapping[str, float], key: str) -> str:
+    """A ratio, which all networks that cost the same share."""
+    return with_spread(metrics[key], metrics.get(f"{key}_spread"), IN_TURN[key][1]) if key in metrics else ""
 
 
-def _interval(found: Difference) -> str:
-    told = ", not told apart" if found.holds_zero else ""
-    low, high = signed(found.low), signed(found.high)
-    return f"{signed(found.mean)} (95 % interval {low} to {high}, {seed_count(found.seeds)}{told})"
+def _told(subject: str, reference: str, difference: Difference | None) -> str:
+    return "" if difference is None else told(subject, reference, "test", difference)
 
 
 def _spread(values: Sequence[float]) -> str:

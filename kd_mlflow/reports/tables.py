@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.efficiency import RATIOS, mark, with_spread
+from kd_mlflow.reports.paired import interval_cell, paired_views
 from kd_mlflow.tracking.encode import FORMULA
 
 QUALITY = {
@@ -49,6 +51,8 @@ COST = {
     "training_joules_per_image": ("energy an image, training, J", "{:.3g}"),
     "training_energy_j": ("energy of the training, J", "{:.0f}"),
 }
+# The figure that says how much another one varies, where it is not called after it.
+SPREADS = {"latency_ms_b1_median": "latency_ms_b1_spread"}
 NOT_MEASURED = "not measured"
 # A figure, or a difference with its interval: a sign in front makes neither a formula.
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( \([+−][\d.]+ … [+−][\d.]+\))?$")
@@ -88,8 +92,7 @@ def quality_table(views: Sequence[RunView], splits: Sequence[str] = ("val", "tes
                 continue
             row = [f"{split} {label}", *[_figure(view.metrics.get(key)) for view in views]]
             if compared:
-                ours, theirs = by_role["student"].metrics.get(key), by_role["control"].metrics.get(key)
-                row.append("" if ours is None or theirs is None else f"{ours - theirs:+.4f}")
+                row.append(_gain(by_role["student"], by_role["control"], split, name))
             rows.append(row)
     if any("generalisation_gap" in view.metrics for view in views):
         gap = [_figure(view.metrics.get("generalisation_gap")) for view in views]
@@ -98,13 +101,13 @@ def quality_table(views: Sequence[RunView], splits: Sequence[str] = ("val", "tes
 
 
 def efficiency_table(views: Sequence[RunView]) -> Table:
-    """Cost of each network, in the layout of the source report's table VIII.
+    """Cost of each network, in the layout of the source report's table VIII, what was measured in turn before it.
 
     What could not be measured says so (the reasons: :func:`not_measured`); what no network of the
     comparison was ever asked for is left out.
     """
     rows = []
-    for name, (label, form) in COST.items():
+    for name, (label, form) in {**RATIOS, **COST}.items():
         cells = [_cost(view, name, form) for view in views]
         if any(cells):
             rows.append([label, *cells])
@@ -120,6 +123,15 @@ def not_measured(views: Sequence[RunView]) -> str:
     return ". ".join(f"{'; '.join(sorted(names))} ({reason})" for reason, names in sorted(reasons.items()))
 
 
+def _gain(student: RunView, control: RunView, split: str, name: str) -> str:
+    """The difference of a figure, that of accuracies with its interval."""
+    ours, theirs = (view.metrics.get(f"{split}/{name}") for view in (student, control))
+    if ours is None or theirs is None:
+        return ""
+    difference = paired_views(student, control, split) if name == "accuracy" else None
+    return f"{ours - theirs:+.4f}" if difference is None else interval_cell(difference)
+
+
 def _title(view: RunView) -> str:
     return f"{view.role} ({view.architecture})"
 
@@ -128,7 +140,8 @@ def _cost(view: RunView, name: str, form: str) -> str:
     value = view.metrics.get(f"efficiency/{name}")
     if value is None:
         return NOT_MEASURED if name in view.missing else ""
-    return form.format(value)
+    spread = view.metrics.get(f"efficiency/{SPREADS.get(name, f'{name}_spread')}")
+    return with_spread(value, spread, form) + mark(name, view.shared)
 
 
 def _figure(value: float | None) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.paired import LABELS_ONLY, caveat, paired_views, signed, told
 
 
 def verdict(views: Sequence[RunView]) -> list[str]:
@@ -27,24 +27,9 @@ def _standing(view: RunView) -> str:
 
 
 def gain(student: RunView, control: RunView) -> str:
-    """Did distillation help, and is the difference larger than chance on so many images?"""
-    ours, theirs = student.metrics["test/accuracy"], control.metrics["test/accuracy"]
-    points, images = (ours - theirs) * 100, sum(row["support"] for row in student.per_class)
-    on_validation = student.metrics["val/accuracy"] - control.metrics["val/accuracy"]
-    if points > 0:
-        outcome = f"beat the labels-only control on test by {points:.2f} points"
-    elif points < 0:
-        outcome = f"did not beat the labels-only control: on test it is {-points:.2f} points below"
-    else:
-        outcome = "is level with the labels-only control on test"
-    error = standard_error(ours, theirs, images) * 100
-    size = "more than two of them" if abs(points) > 2 * error else "within two of them, not told apart from chance"
-    return (
-        f"The distilled student {outcome} ({on_validation * 100:+.2f} on validation). The binomial standard error of "
-        f"such a difference on {images} images is {error:.2f} points: this one is {size}; and it rests on one seed."
-    )
-
-
-def standard_error(first: float, second: float, images: int) -> float:
-    """Standard error of the difference of two accuracies on ``images`` images, taken as independent."""
-    return math.sqrt((first * (1 - first) + second * (1 - second)) / max(images, 1))
+    """Did distillation help, and is that more than chance on the same test images? (The test of every comparison.)"""
+    difference = paired_views(student, control, "test")
+    on_test, on_validation = (student.metrics[key] - control.metrics[key] for key in ("test/accuracy", "val/accuracy"))
+    sentence = told("the distilled student", LABELS_ONLY, "test", difference, on_test)
+    said = [sentence, f"On validation they differ by {signed(on_validation)}.", caveat(difference)]
+    return " ".join(filter(None, said))

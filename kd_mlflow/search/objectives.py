@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kd_mlflow.errors import InputError
 
 SMALLER_IS_BETTER = re.compile(
-    r"loss|likelihood|calibration|_kl$|latency|seconds|_mib$|parameters|flops|buffers|joules|power"
+    r"loss|likelihood|calibration|_kl$|latency|seconds|_mib$|parameters|flops|buffers|joules|power|spread"
 )
 CONSTRAINT = re.compile(r"(?P<name>[\w/.-]+)(?P<sign><=|>=|<|>)(?P<bound>[-+.\deE]+)")
 

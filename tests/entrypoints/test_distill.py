@@ -153,6 +153,11 @@ def test_json_is_one_object_without_timing_in_the_quality(distilled, photos):
     assert result["registered"]["version"] == 2
     report = MlflowClient(distilled.uri).download_artifacts(result["run_id"], "report.html")
     assert result["verdict"].startswith("The distilled student ")
+    minus = result["student_minus_control"]["test"]
+    assert minus["mean"] == pytest.approx(result["student"]["test"]["accuracy"] - result["control"]["test"]["accuracy"])
+    assert f"{minus['first_alone']} to {minus['second_alone']}: p = {minus['p_value']:.2g}" in result["verdict"]
+    recorded = MlflowClient(distilled.uri).get_run(result["run_id"]).data.metrics
+    assert recorded["test/accuracy_minus_control_p_value"] == minus["p_value"]
     assert result["verdict"] in Path(report).read_text()
 
 
@@ -245,6 +250,8 @@ def test_a_weak_teacher_is_named_and_refused_when_a_strong_one_is_required(disti
     assert client.get_run(result["run_id"]).data.tags["kd.weak_teacher"] == "true"
     page = Path(client.download_artifacts(result["run_id"], "report.html")).read_text()
     assert "The teacher is weak" in page
+    assert "labels-only control on validation" in page
+    assert "exact McNemar test" in page
     assert "weak" in distilled.run("distill", *given, "--require-strong-teacher", code=2)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from kd_mlflow.measures.agreement import agreement
 from kd_mlflow.measures.classification import classify
-from kd_mlflow.reports.data import RunView
+from kd_mlflow.reports.data import Predictions, RunView
 
 NO_GPU = "the work ran on a CPU; energy is read from NVIDIA GPUs only"
 SKILL = {"teacher": 2.6, "control": 1.8, "student": 2.2}
@@ -56,7 +57,13 @@ def _view(
         per_class=quality.per_class,
         confusion=quality.confusion.tolist(),
         reliability=quality.reliability,
+        predictions=dict.fromkeys(("val", "test"), said_of(logits[role].argmax(dim=1).numpy(), labels.numpy())),
     )
+
+
+def said_of(predicted: np.ndarray, labels: np.ndarray) -> Predictions:
+    """Predictions of images that stand at the manifest's beginning."""
+    return Predictions(np.arange(len(labels)), labels, predicted)
 
 
 def _history(role: str, epochs: int, accuracy: float) -> dict[str, list[tuple[int, float]]]:

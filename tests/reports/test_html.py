@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from kd_mlflow.reports import figures
 from kd_mlflow.reports.html import render
-from kd_mlflow.reports.verdict import standard_error, verdict
-from tests.reports.builders import NO_GPU, make_views
+from kd_mlflow.reports.verdict import verdict
+from tests.reports.builders import NO_GPU, make_views, said_of
 
 HOSTILE = ["</style><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b", "plain"]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -136,13 +136,17 @@ def test_reason_for_missing_figures_is_given():
     assert "<td>not measured</td>" in page
 
 
-def compared(control: float, student: float, control_val: float = 0.5, student_val: float = 0.5) -> str:
-    views = make_views(["a", "b"], images=400)
-    told = [
-        replace(view, metrics=view.metrics | {"test/accuracy": test, "val/accuracy": val})
-        for view, test, val in zip(views, (0.9, control, student), (0.9, control_val, student_val), strict=True)
-    ]
-    return verdict(told)[-1]
+def compared(both: int, student_alone: int, control_alone: int, images: int = 400, val: float = 0.0) -> str:
+    """The verdict on a student and a control, by the test images that both, or one alone, name rightly."""
+    student, control = np.zeros(images, int), np.zeros(images, int)
+    student[: both + student_alone] = 1
+    control[:both] = control[both + student_alone : both + student_alone + control_alone] = 1
+    made = []
+    for view, right in zip(make_views(["a", "b"]), (student, control, student), strict=True):
+        figures = {"test/accuracy": right.mean(), "val/accuracy": 0.5 + val * (view.role == "student")}
+        predictions = {"test": said_of(right, np.ones(images, int))}
+        made.append(replace(view, metrics=view.metrics | figures, predictions=predictions))
+    return verdict(made)[-1]
 
 
 def test_every_network_is_told_on_validation_and_test():
@@ -151,39 +155,44 @@ def test_every_network_is_told_on_validation_and_test():
     assert verdict(views)[0] == "Teacher (resnet34): 91.25% accuracy on validation, 87.50% accuracy on test."
 
 
-def test_gain_beyond_two_standard_errors():
-    sentence = compared(control=0.60, student=0.75, control_val=0.60, student_val=0.73)
-    assert "beat the labels-only control on test by 15.00 points (+13.00 on validation)" in sentence
-    assert "on 400 images is 3.27 points: this one is more than two of them; and it rests on one seed." in sentence
+def test_gain_beyond_chance_is_called_better():
+    assert compared(both=220, student_alone=80, control_alone=20, val=0.13) == (
+        "The distilled student is better than the labels-only control on test by more than chance: accuracy differs by "
+        "+0.1500 (95 % interval +0.1025 to +0.1950; exact McNemar test of the images that one of the two alone "
+        "names rightly, 80 to 20: p < 0.001; it rests on one seed). On validation they differ by +0.1300. With one "
+        "seed the interval knows only the drawing of images, not how trainings vary."
+    )
 
 
-def test_gain_within_chance_is_called_that():
-    sentence = compared(control=0.70, student=0.71)
-    assert "beat the labels-only control on test by 1.00 points" in sentence
-    assert "this one is within two of them, not told apart from chance; and it rests" in sentence
+def test_networks_that_disagree_much_are_not_told_apart_by_the_same_gain_as_ones_that_agree():
+    torn = compared(both=150, student_alone=96, control_alone=84)
+    assert torn.startswith(
+        "The distilled student is not told apart from the labels-only control on test: accuracy differs by +0.0300 "
+    )
+    assert "96 to 84: p = 0.41" in torn
+    # Unpaired, both have the same accuracies and the same standard error, of 3.4 points.
+    steady = compared(both=234, student_alone=12, control_alone=0)
+    assert "is better than the labels-only control on test by more than chance: accuracy differs by +0.0300" in steady
+    assert "12 to 0: p < 0.001" in steady
 
 
-def test_loss_is_said_plainly():
-    sentence = compared(control=0.75, student=0.70, student_val=0.52)
-    assert "did not beat the labels-only control: on test it is 5.00 points below (+2.00 on validation)" in sentence
+def test_loss_beyond_chance_is_called_worse():
+    sentence = compared(both=280, student_alone=5, control_alone=25, val=0.02)
+    assert "is worse than the labels-only control on test by more than chance: accuracy differs by −0.0500" in sentence
+    assert "On validation they differ by +0.0200." in sentence
 
 
-def test_tie_is_a_tie():
-    assert "is level with the labels-only control on test (+0.00 on validation)" in compared(0.7, 0.7)
+def test_tie_is_not_told_apart():
+    assert "not told apart from the labels-only control on test: accuracy differs by +0.0000" in compared(280, 10, 10)
 
 
 @pytest.mark.parametrize("roles", [("teacher",), ("control",), ("teacher", "student")])
 def test_without_student_and_control_there_is_no_comparison(roles):
     lines = verdict(make_views(["a", "b"], roles=roles))
     assert len(lines) == len(roles)
-    assert not any("beat" in line for line in lines)
+    assert not any("labels-only" in line for line in lines)
 
 
 def test_network_that_was_not_measured_is_said_to_be():
     (line,) = verdict([replace(make_views(["a", "b"])[0], metrics={})])
     assert line == "Teacher (resnet34): not measured."
-
-
-def test_standard_error_is_binomial():
-    assert standard_error(0.6, 0.75, 400) == pytest.approx(math.sqrt((0.24 + 0.1875) / 400))
-    assert standard_error(1.0, 1.0, 400) == 0
