@@ -17,7 +17,7 @@ from kd_mlflow.entrypoints.comparisons import cell_of, record_comparison, report
 from kd_mlflow.entrypoints.fingerprint import request_fingerprint
 from kd_mlflow.entrypoints.network import check
 from kd_mlflow.entrypoints.recipes import student_recipe, warm_up_notes, with_resolved_method
-from kd_mlflow.entrypoints.record import record_setup, view_of
+from kd_mlflow.entrypoints.record import data_source, record_setup
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.students import teacher_tags, train_or_reuse_student
@@ -106,6 +106,7 @@ def compare(config: CompareConfig, *, resume: str | None = None, terminal: Termi
         for data, session in sessions.items():
             session.experiment = first.experiment
             record_setup(session, writer, config)
+            writer.tags({"kd.data_source": ", ".join(map(data_source, sessions.values()))})
             own = {method: cell for method, cell in cells[data].items() if method not in left_out[data]}
             comparisons.append(_one_dataset(session, labels[data], writer, config, own, left_out[data], resume))
         rows, datasets, gains = report_rows(comparisons)

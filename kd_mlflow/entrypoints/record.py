@@ -13,10 +13,13 @@ from kd_mlflow.entrypoints.judge import Judged
 from kd_mlflow.entrypoints.network import Network, Trained
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.measures.efficiency import measure
+from kd_mlflow.places import absolute
 from kd_mlflow.reports import figures
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.html import render
 from kd_mlflow.reports.tables import efficiency_table, quality_table
+from kd_mlflow.tracking.artifacts import ArtifactsGone
+from kd_mlflow.tracking.client import redact
 from kd_mlflow.tracking.runs import RunWriter, history, read_json, read_run
 
 THROUGHPUT_BATCH = 64
@@ -28,7 +31,7 @@ def record_setup(session: Session, writer: RunWriter, config: Options, context: 
     """What is known before training: options, data, code and machine."""
     record_options(writer, config)
     store = session.store
-    record_data(session, writer, str(session.config.data), context)
+    record_data(session, writer, context)
     writer.tags(
         {
             "kd.dataset": store.name,
@@ -51,11 +54,21 @@ def record_options(writer: RunWriter, config: Options) -> None:
     writer.environment()
 
 
-def record_data(session: Session, writer: RunWriter, source: str, context: str) -> None:
-    """The data as an input of the run."""
+def data_source(session: Session) -> str:
+    """Where the data of this command came from: an absolute path, a URL without credentials, or a built-in name."""
+    return redact(absolute(str(session.config.data)))
+
+
+def record_data(session: Session, writer: RunWriter, context: str) -> None:
+    """The data as an input of the run, and as tags what this run alone knows of it.
+
+    MLflow keeps one data set for a name and a digest, with the source and the profile that the first run of the
+    experiment gave it: later runs show those.
+    """
     store = session.store
     profile = {
         "classes": len(store.classes),
+    source = data_source(session)
         "image_size": store.image_size,
         "bad_files": len(store.bad),
         **{split: len(index) for split, index in store.splits.items()},
@@ -63,6 +76,8 @@ def record_data(session: Session, writer: RunWriter, source: str, context: str) 
     writer.dataset(store.name, store.digest, profile, source, context)
 
 
+    counts = ", ".join(f"{split} {len(index)}" for split, index in store.splits.items())
+    writer.tags({"kd.data_source": source, "kd.data_splits": counts, "kd.data_bad_files": str(len(store.bad))})
 def record_network(session: Session, writer: RunWriter, recipe: Recipe, trained: Trained) -> None:
     """Final figures, tables and the model of a network that was just trained."""
     verdict, fit, network = trained.verdict, trained.fit, trained.network

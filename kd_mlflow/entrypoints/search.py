@@ -27,10 +27,11 @@ from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.trials import cache_note, known_metrics, recipes_to_check, sweep
-from kd_mlflow.entrypoints.workers import absolute, start_workers, watch
+from kd_mlflow.entrypoints.workers import start_workers, watch
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.search.objectives import parse_constraints, parse_objectives
+from kd_mlflow.places import absolute
 from kd_mlflow.search.samplers import check_search
 from kd_mlflow.search.settings import Settings
 from kd_mlflow.search.space import Space, report_values

@@ -145,7 +145,7 @@ class TrialRunner:
             claim.note(run_id=writer.run_id)
             writer.params(cell.recorded())
             writer.text("config.yaml", to_yaml(cell))
-            record_data(self.session, writer, str(cell.data), "training")
+            record_data(self.session, writer, "training")
             yield writer
 
     @contextmanager
