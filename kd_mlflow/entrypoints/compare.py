@@ -218,7 +218,7 @@ def _control(session: Session, writer: RunWriter, cell: DistillConfig, resume: s
     """The control of one seed; one that this comparison has already is not trained again by a resume."""
     tag = f"kd.control.{session.store.digest[:12]}.{cell.seed}"
     known = read_run(session.client, writer.run_id).tags.get(tag)
-    control = view_of(session.client, known) if known else train_or_reuse(session, cell, "control", resume=resume)
+    control = train_or_reuse(session, cell, "control", resume=resume, known=known)
     writer.tags({tag: control.run_id})
     return control
 

@@ -11,7 +11,7 @@ from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.fingerprint import request_fingerprint
 from kd_mlflow.entrypoints.network import check
 from kd_mlflow.entrypoints.recipes import student_recipe, warm_up_notes, with_resolved_method
-from kd_mlflow.entrypoints.record import record_setup, summary, view_of
+from kd_mlflow.entrypoints.record import record_setup, summary
 from kd_mlflow.entrypoints.registration import Registered
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
@@ -127,7 +127,7 @@ def _teachers(session: Session, writer: RunWriter, config: DistillConfig, resume
 def _control(session: Session, writer: RunWriter, config: DistillConfig, resume: str | None) -> RunView:
     """The control; one that this run has already is not trained again by a resume."""
     known = read_run(session.client, writer.run_id).tags.get("kd.control_run_id")
-    control = view_of(session.client, known) if known else train_or_reuse(session, config, "control", resume=resume)
+    control = train_or_reuse(session, config, "control", resume=resume, known=known)
     writer.tags({"kd.control_run_id": control.run_id})
     return control
 

@@ -106,7 +106,7 @@ def train_finals(
             if name == list(candidates)[-1]:
                 control = train_or_reuse(session, cell, "control", resume="newest")
                 cells.append(cell_of(session, control, CONTROL, seed))
-            view = train_or_reuse_student(session, writer, cell, list(own), None, "newest")
+            view = train_or_reuse_student(session, writer, cell, list(own), None, "newest", model=config.register_model)
             found = cell_of(session, view, cell.method, seed)
             cells.append(Cell(name, seed, found.run_id, found.metrics, found.predicted, found.labels, found.evidence))
     objective = study.objectives[0]

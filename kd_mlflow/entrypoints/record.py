@@ -25,6 +25,8 @@ from kd_mlflow.tracking.runs import RunWriter, history, read_json, read_run
 THROUGHPUT_BATCH = 64
 MISCLASSIFIED_ROWS = 1000
 SAMPLES = 12
+# What a report takes from evaluation.json.
+EVALUATED = {"missing", "split", "per_class", "confusion", "reliability"}
 
 
 def record_setup(session: Session, writer: RunWriter, config: Options, context: str = "training") -> None:
@@ -66,18 +68,18 @@ def record_data(session: Session, writer: RunWriter, context: str) -> None:
     experiment gave it: later runs show those.
     """
     store = session.store
+    source = data_source(session)
     profile = {
         "classes": len(store.classes),
-    source = data_source(session)
         "image_size": store.image_size,
         "bad_files": len(store.bad),
         **{split: len(index) for split, index in store.splits.items()},
     }
     writer.dataset(store.name, store.digest, profile, source, context)
-
-
     counts = ", ".join(f"{split} {len(index)}" for split, index in store.splits.items())
     writer.tags({"kd.data_source": source, "kd.data_splits": counts, "kd.data_bad_files": str(len(store.bad))})
+
+
 def record_network(session: Session, writer: RunWriter, recipe: Recipe, trained: Trained) -> None:
     """Final figures, tables and the model of a network that was just trained."""
     verdict, fit, network = trained.verdict, trained.fit, trained.network
@@ -175,9 +177,18 @@ def _misclassified(session: Session, judged: Judged) -> list[dict[str, Any]]:
 
 
 def view_of(client: Any, run_id: str) -> RunView:
-    """A finished run as the reports want it, read back from the store."""
+    """A finished run as the reports want it, read back from the store.
+
+    Raises
+    ------
+    ArtifactsGone
+        The store has no evaluation of it any more.
+    """
     run = read_run(client, run_id)
     evaluation = read_json(client, run_id, "evaluation.json")
+    if not isinstance(evaluation, dict) or EVALUATED - evaluation.keys():
+        fact = f"The artifact evaluation.json of run {run_id} lacks figures, so it was damaged in the store"
+        raise ArtifactsGone(fact, "restore it, or name another run")
     final = {
         name: value
         for name, value in run.metrics.items()
