@@ -95,7 +95,7 @@ def compare(config: CompareConfig, *, resume: str | None = None, terminal: Termi
     methods, cells = _methods(config), {}
     for data in config.data:
         cells[data] = {method: with_resolved_method(config.cell(data, method, config.seed)) for method in methods}
-    sessions = {data: Session.open(cells[data][methods[0]], terminal) for data in config.data}
+    sessions = {data: Session.open(cells[data][methods[0]], terminal, new_run=not resume) for data in config.data}
     first = sessions[config.data[0]]
     left_out = {data: _refused(sessions[data], config, cells[data]) for data in config.data}
     digests = " ".join(session.store.digest for session in sessions.values())

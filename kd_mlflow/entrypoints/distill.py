@@ -67,7 +67,7 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
     """
     config = with_resolved_method(config)
     wants_teacher = takes_teacher(config)
-    session = Session.open(config, terminal or Terminal(quiet=True))
+    session = Session.open(config, terminal or Terminal(quiet=True), new_run=not resume)
     key = ("kd.request", request_fingerprint(config, session.store.digest))
     plan = student_recipe(config, session)
     check(session, plan, prospective_teachers(session, config) if wants_teacher else [])

@@ -99,7 +99,7 @@ def search(config: SearchConfig, *, terminal: Terminal | None = None) -> SearchR
     there = check_storage(url)
     if there and config.study in study_names(url):
         _same_search(SearchStudy.load(url, config.study), config, space, objectives, constraints, report)
-    session = Session.open(config, terminal)
+    session = Session.open(config, terminal, new_run=not there)
     Checkpoints.open(session, config.checkpoints)
     if _takes_teacher(session, config, space):
         _check_all(session, config, space, prospective_teachers(session, config.trial({}, config.seed)))

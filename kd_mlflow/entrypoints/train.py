@@ -38,7 +38,7 @@ def train_teacher(config: TeacherConfig, *, resume: str | None = None, terminal:
     >>> from kd_mlflow.config import TeacherConfig
     >>> train_teacher(TeacherConfig(data="photos/", teacher_weights="imagenet"))   # doctest: +SKIP
     """
-    session = Session.open(config, terminal or Terminal(quiet=True))
+    session = Session.open(config, terminal or Terminal(quiet=True), new_run=not resume)
     view, registered = train_role(session, config, "teacher", resume=resume, owner=True)
     return TrainResult(view.run_id, summary(view), registered)
 
@@ -49,7 +49,7 @@ def train_student(config: StudentConfig, *, resume: str | None = None, terminal:
     >>> from kd_mlflow.config import StudentConfig
     >>> train_student(StudentConfig(data="photos/", student="mobilenet_v2"))   # doctest: +SKIP
     """
-    session = Session.open(config, terminal or Terminal(quiet=True))
+    session = Session.open(config, terminal or Terminal(quiet=True), new_run=not resume)
     view, _ = train_role(session, config, "control", resume=resume, owner=True)
     return TrainResult(view.run_id, summary(view), None)
 
