@@ -101,7 +101,7 @@ def compare(config: CompareConfig, *, resume: str | None = None, terminal: Termi
     digests = " ".join(session.store.digest for session in sessions.values())
     key = ("kd.request", request_fingerprint(config, digests))
     name = f"compare {', '.join(config.methods)}"
-    with open_run(first, "compare", key, resume=resume, owner=True, name=name) as writer:
+    with open_run(first, "compare", key, resume=resume, owner=True, name=name, config=config) as writer:
         comparisons, labels = [], _labels(sessions)
         for data, session in sessions.items():
             session.experiment = first.experiment

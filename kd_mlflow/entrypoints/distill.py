@@ -72,7 +72,7 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
     plan = student_recipe(config, session)
     check(session, plan, prospective_teachers(session, config) if wants_teacher else [])
     name = f"student {config.student} {config.method}"
-    with open_run(session, "student", key, resume=resume, owner=True, name=name, plan=plan) as writer:
+    with open_run(session, "student", key, resume=resume, owner=True, name=name, config=config, plan=plan) as writer:
         record_setup(session, writer, config)
         others = NEWEST if resume else None
         teachers = _teachers(session, writer, config, others) if wants_teacher else []

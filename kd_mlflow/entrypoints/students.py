@@ -76,7 +76,15 @@ def train_or_reuse_student(
         session.terminal.warn(f"{lost}; {cell.method}, seed {cell.seed}, is trained again.")
     name = f"{cell.method} seed {cell.seed}"
     with open_run(
-        session, "student", key, resume=resume, owner=False, name=name, plan=plan, parent_run_id=parent.run_id
+        session,
+        "student",
+        key,
+        resume=resume,
+        owner=False,
+        name=name,
+        config=cell,
+        plan=plan,
+        parent_run_id=parent.run_id,
     ) as writer:
         record_setup(session, writer, cell)
         writer.tags(teacher_tags(teachers) | ({"kd.control_run_id": control.run_id} if control else {}))

@@ -63,7 +63,7 @@ def train_role(
     key = ("kd.fingerprint", fingerprint(plan, session.store.digest))
     name = f"{role} {plan.architecture}"
     check(session, plan, ())
-    with open_run(session, role, key, resume=resume, owner=owner, name=name, plan=plan) as writer:
+    with open_run(session, role, key, resume=resume, owner=owner, name=name, config=own, plan=plan) as writer:
         record_setup(session, writer, own)
         trained = train_network(session, plan, writer)
         record_network(session, writer, plan, trained)
