@@ -160,9 +160,10 @@ def find_study(config: SearchConfig) -> SearchStudy:
     url = storage_url(config.storage, config.tracking_uri)
     names = study_names(url) if check_storage(url) else []
     if not names:
+        named = f" and so none called '{config.study}'" if config.study else ""
         raise InputError(
-            f"There is no study in this storage, {shown_url(url)}; start one with `kd-mlflow search`, or name its "
-            "--storage."
+            f"There is no study in this storage, {shown_url(url)}{named}; start one with `kd-mlflow search`, or name "
+            "its --storage."
         )
     return SearchStudy.load(url, config.study or names[-1])
 

@@ -34,7 +34,10 @@ def work(config: WorkerConfig, *, terminal: Terminal | None = None) -> Ending:
     if not config.study:
         raise InputError("search-worker needs --study, the name that `kd-mlflow search` printed.")
     if not check_storage(url):
-        raise InputError(f"The storage {shown_url(url)} holds no study yet; `kd-mlflow search` starts one.")
+        raise InputError(
+            f"The storage {shown_url(url)} holds no study yet, so none called '{config.study}': start it with "
+            f"`kd-mlflow search --study {config.study}`, or name the storage that has it with --storage."
+        )
     study = SearchStudy.load(url, config.study)
     parent, teacher = study.noted(RUN), study.noted(TEACHER)
     if parent is None:
