@@ -414,9 +414,9 @@ def test_a_study_without_its_runs_and_runs_without_their_study_are_named(searche
     assert new_study_note(connect(place.uri), study.url, study.name, study.settings) == ""
     study.note({TOTAL: 60})
     try:
-        asked = replace(study.settings, config={**study.settings.config, "epochs": 9, "temperature": 2.0})
+        asked = replace(study.settings, config={**study.settings.config, "epochs": 9}, dataset_digest="other pixels")
         note = new_study_note(connect(place.uri), study.url, "new", asked)
     finally:
         study.note({TOTAL: 6})
     assert f"the unfinished study '{study.name}' in " in note
-    assert note.endswith("this search has --temperature 2.0, not 4.0, --epochs 9, not 4.")
+    assert note.endswith("this search has other data, --epochs 9, not 4.")
