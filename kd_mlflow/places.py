@@ -17,6 +17,16 @@ def home() -> Path:
     return path
 
 
+def absolute(data: str) -> str:
+    """A path that means the same in every working directory; names stay names."""
+    return str(Path(data).resolve()) if os.path.exists(data) else data
+
+
+def checkpointed_model(run_id: str) -> Path:
+    """Where the model of a run lies on this machine if it was trained here."""
+    return home() / "checkpoints" / run_id / "model"
+
+
 def offline_store() -> str:
     """The tracking URI of the runs that are kept on this machine until `kd-mlflow sync` sends them."""
     folder = home() / "offline"

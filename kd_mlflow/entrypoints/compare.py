@@ -18,7 +18,7 @@ from kd_mlflow.entrypoints.fingerprint import request_fingerprint
 from kd_mlflow.entrypoints.in_turn import measure_cells
 from kd_mlflow.entrypoints.network import check
 from kd_mlflow.entrypoints.recipes import student_recipe, warm_up_notes, with_resolved_method
-from kd_mlflow.entrypoints.record import record_setup, view_of
+from kd_mlflow.entrypoints.record import data_source, record_setup
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.students import teacher_tags, train_or_reuse_student
@@ -100,17 +100,18 @@ def compare(config: CompareConfig, *, resume: str | None = None, terminal: Termi
     methods, cells = _methods(config), {}
     for data in config.data:
         cells[data] = {method: with_resolved_method(config.cell(data, method, config.seed)) for method in methods}
-    sessions = {data: Session.open(cells[data][methods[0]], terminal) for data in config.data}
+    sessions = {data: Session.open(cells[data][methods[0]], terminal, new_run=not resume) for data in config.data}
     first = sessions[config.data[0]]
     left_out = {data: _refused(sessions[data], config, cells[data]) for data in config.data}
     digests = " ".join(session.store.digest for session in sessions.values())
     key = ("kd.request", request_fingerprint(config, digests))
     name = f"compare {', '.join(config.methods)}"
-    with open_run(first, "compare", key, resume=resume, owner=True, name=name) as writer:
+    with open_run(first, "compare", key, resume=resume, owner=True, name=name, config=config) as writer:
         comparisons, labels = [], _labels(sessions)
         for data, session in sessions.items():
             session.experiment = first.experiment
             record_setup(session, writer, config)
+            writer.tags({"kd.data_source": ", ".join(map(data_source, sessions.values()))})
             own = {method: cell for method, cell in cells[data].items() if method not in left_out[data]}
             comparisons.append(_one_dataset(session, labels[data], writer, config, own, left_out[data], resume))
         rows, datasets, gains = report_rows(comparisons)
@@ -228,7 +229,7 @@ def _control(session: Session, writer: RunWriter, cell: DistillConfig, resume: s
     """The control of one seed; one that this comparison has already is not trained again by a resume."""
     tag = f"kd.control.{session.store.digest[:12]}.{cell.seed}"
     known = read_run(session.client, writer.run_id).tags.get(tag)
-    control = view_of(session.client, known) if known else train_or_reuse(session, cell, "control", resume=resume)
+    control = train_or_reuse(session, cell, "control", resume=resume, known=known)
     writer.tags({tag: control.run_id})
     return control
 

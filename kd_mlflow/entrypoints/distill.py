@@ -11,7 +11,7 @@ from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.fingerprint import request_fingerprint
 from kd_mlflow.entrypoints.network import check
 from kd_mlflow.entrypoints.recipes import student_recipe, warm_up_notes, with_resolved_method
-from kd_mlflow.entrypoints.record import record_setup, summary, view_of
+from kd_mlflow.entrypoints.record import record_setup, summary
 from kd_mlflow.entrypoints.registration import Registered
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
@@ -75,12 +75,12 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
     """
     config = with_resolved_method(config)
     wants_teacher = takes_teacher(config)
-    session = Session.open(config, terminal or Terminal(quiet=True))
+    session = Session.open(config, terminal or Terminal(quiet=True), new_run=not resume)
     key = ("kd.request", request_fingerprint(config, session.store.digest))
     plan = student_recipe(config, session)
     check(session, plan, prospective_teachers(session, config) if wants_teacher else [])
     name = f"student {config.student} {config.method}"
-    with open_run(session, "student", key, resume=resume, owner=True, name=name, plan=plan) as writer:
+    with open_run(session, "student", key, resume=resume, owner=True, name=name, config=config, plan=plan) as writer:
         record_setup(session, writer, config)
         others = NEWEST if resume else None
         teachers = _teachers(session, writer, config, others) if wants_teacher else []
@@ -145,7 +145,7 @@ def _teachers(session: Session, writer: RunWriter, config: DistillConfig, resume
 def _control(session: Session, writer: RunWriter, config: DistillConfig, resume: str | None) -> RunView:
     """The control; one that this run has already is not trained again by a resume."""
     known = read_run(session.client, writer.run_id).tags.get("kd.control_run_id")
-    control = view_of(session.client, known) if known else train_or_reuse(session, config, "control", resume=resume)
+    control = train_or_reuse(session, config, "control", resume=resume, known=known)
     writer.tags({"kd.control_run_id": control.run_id})
     return control
 

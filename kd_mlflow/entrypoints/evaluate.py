@@ -15,11 +15,14 @@ from kd_mlflow.entrypoints.record import record_evaluation, record_report, recor
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
-from kd_mlflow.places import home
+from kd_mlflow.places import checkpointed_model, home
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.tracking.artifacts import ArtifactsGone
 from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.fetch import verify
 from kd_mlflow.tracking.registry import pull, resolve, run_model
-from kd_mlflow.tracking.runs import RunWriter, adopt_run_id
+from kd_mlflow.tracking.runs import RunWriter, adopt_run_id, read_run
+from kd_mlflow.training.checkpoint import file_sha256
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def evaluate(config: EvaluateConfig, *, terminal: Terminal | None = None) -> Eva
         config.model_copy(update={"image_size": size, "model": uri}),
         terminal or Terminal(quiet=True),
         network.model.spec.value_range,
+        new_run=True,
     )
     same_classes(session, network, uri)
     view = evaluate_network(session, network, (config.split,), uri, owner=True)
@@ -91,11 +95,26 @@ def find_network(client: Any, asked: str) -> Network:
 
 
 def network_of_run(client: Any, run_id: str) -> Network:
-    """The model of a run, from this machine if it was trained here, else from the store."""
-    local = home() / "checkpoints" / run_id / "model"
-    if not (local / "model.json").is_file():
-        local = run_model(client, run_id, home() / "models" / run_id)
-    return load_network(local)
+    """The model of a run, from this machine if it was trained here and is undamaged, else from the store."""
+    folder = checkpointed_model(run_id)
+    if not _is_model_of(client, run_id, folder):
+        folder = run_model(client, run_id, home() / "models" / run_id)
+    return load_network(folder)
+
+
+def _is_model_of(client: Any, run_id: str, folder: Path) -> bool:
+    """Whether a folder holds the very weights that the run recorded, and the run was not deleted."""
+    if not (folder / "model.json").is_file():
+        return False
+    try:
+        verify(folder, {}, f"the checkpoint of run {run_id}")
+        run = read_run(client, run_id)
+    except ArtifactsGone:
+        return False
+    except InputError:  # a run of another store: the folder's own digests are all there is
+        return True
+    recorded = run.tags.get("kd.weights_digest")
+    return not run.deleted and recorded in (None, file_sha256(folder / "model.safetensors"))
 
 
 def evaluate_network(session: Session, network: Network, splits: Sequence[str], uri: str, *, owner: bool) -> RunView:

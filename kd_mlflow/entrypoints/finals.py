@@ -117,7 +117,7 @@ def train_finals(
             if name == list(candidates)[-1]:
                 control = train_or_reuse(session, cell, "control", resume="newest")
                 cells.append(cell_of(control, CONTROL, seed))
-            view = train_or_reuse_student(session, writer, cell, list(own), None, "newest")
+            view = train_or_reuse_student(session, writer, cell, list(own), None, "newest", model=config.register_model)
             cells.append(replace(cell_of(view, cell.method, seed), method=name))
     objective = study.objectives[0]
     sign = 1 if objective.direction == "maximize" else -1

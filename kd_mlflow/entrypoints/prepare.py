@@ -8,7 +8,8 @@ from kd_mlflow.config import PrepareConfig
 from kd_mlflow.data.store import prepare
 from kd_mlflow.entrypoints.runs import adopted_run
 from kd_mlflow.entrypoints.terminal import Terminal
-from kd_mlflow.places import home
+from kd_mlflow.places import absolute, home
+from kd_mlflow.tracking.client import redact
 
 
 def prepare_data(config: PrepareConfig, terminal: Terminal | None = None) -> dict[str, Any]:
@@ -38,7 +39,9 @@ def _record(config: PrepareConfig, result: dict[str, Any]) -> None:
     with adopted_run("", "prepare", f"prepare {result['name']}") as writer:
         if writer is not None:
             writer.params(config.model_dump(mode="json"))
-            writer.dataset(result["name"], result["digest"], result["splits"], config.data, "preparation")
+            source = redact(absolute(config.data))
+            writer.dataset(result["name"], result["digest"], result["splits"], source, "preparation")
+            writer.tags({"kd.data_source": source})
             writer.json("store.json", result)
             if result["bad"]:
                 writer.table("tables/bad_files", result["bad"])

@@ -16,22 +16,27 @@ from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
 from kd_mlflow.measures.efficiency import measure
 from kd_mlflow.measures.in_turn import Sitting
+from kd_mlflow.places import absolute
 from kd_mlflow.reports import figures
 from kd_mlflow.reports.data import Predictions, RunView
 from kd_mlflow.reports.html import render
 from kd_mlflow.reports.tables import efficiency_table, quality_table
+from kd_mlflow.tracking.artifacts import ArtifactsGone
+from kd_mlflow.tracking.client import redact
 from kd_mlflow.tracking.runs import RunWriter, history, read_json, read_run
 
 THROUGHPUT_BATCH = 64
 MISCLASSIFIED_ROWS = 1000
 SAMPLES = 12
+# What a report takes from evaluation.json.
+EVALUATED = {"missing", "split", "per_class", "confusion", "reliability"}
 
 
 def record_setup(session: Session, writer: RunWriter, config: Options, context: str = "training") -> None:
     """What is known before training: options, data, code and machine."""
     record_options(writer, config)
     store = session.store
-    record_data(session, writer, str(session.config.data), context)
+    record_data(session, writer, context)
     writer.tags(
         {
             "kd.dataset": store.name,
@@ -54,9 +59,19 @@ def record_options(writer: RunWriter, config: Options) -> None:
     writer.environment()
 
 
-def record_data(session: Session, writer: RunWriter, source: str, context: str) -> None:
-    """The data as an input of the run."""
+def data_source(session: Session) -> str:
+    """Where the data of this command came from: an absolute path, a URL without credentials, or a built-in name."""
+    return redact(absolute(str(session.config.data)))
+
+
+def record_data(session: Session, writer: RunWriter, context: str) -> None:
+    """The data as an input of the run, and as tags what this run alone knows of it.
+
+    MLflow keeps one data set for a name and a digest, with the source and the profile that the first run of the
+    experiment gave it: later runs show those.
+    """
     store = session.store
+    source = data_source(session)
     profile = {
         "classes": len(store.classes),
         "image_size": store.image_size,
@@ -64,6 +79,8 @@ def record_data(session: Session, writer: RunWriter, source: str, context: str) 
         **{split: len(index) for split, index in store.splits.items()},
     }
     writer.dataset(store.name, store.digest, profile, source, context)
+    counts = ", ".join(f"{split} {len(index)}" for split, index in store.splits.items())
+    writer.tags({"kd.data_source": source, "kd.data_splits": counts, "kd.data_bad_files": str(len(store.bad))})
 
 
 def record_network(session: Session, writer: RunWriter, recipe: Recipe, trained: Trained) -> None:
@@ -164,9 +181,18 @@ def _misclassified(session: Session, judged: Judged) -> list[dict[str, Any]]:
 
 
 def view_of(client: Any, run_id: str) -> RunView:
-    """A finished run as the reports want it, read back from the store."""
+    """A finished run as the reports want it, read back from the store.
+
+    Raises
+    ------
+    ArtifactsGone
+        The store has no evaluation of it any more.
+    """
     run = read_run(client, run_id)
     evaluation = read_json(client, run_id, "evaluation.json")
+    if not isinstance(evaluation, dict) or EVALUATED - evaluation.keys():
+        fact = f"The artifact evaluation.json of run {run_id} lacks figures, so it was damaged in the store"
+        raise ArtifactsGone(fact, "restore it, or name another run")
     final = {
         name: value
         for name, value in run.metrics.items()

@@ -8,10 +8,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kd_mlflow.config import Recipe
+from kd_mlflow.config import Options, Recipe
+from kd_mlflow.entrypoints.resumption import differences, nothing_to_resume, told
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
+from kd_mlflow.tracking.artifacts import ArtifactsGone
 from kd_mlflow.tracking.client import connect
+from kd_mlflow.tracking.encode import flat_params
 from kd_mlflow.tracking.runs import RunRecord, RunWriter, adopt_run_id, download, find_runs, read_run
 from kd_mlflow.training.checkpoint import CheckpointFolder
 
@@ -29,6 +32,7 @@ def open_run(
     resume: str | None,
     owner: bool,
     name: str,
+    config: Options,
     plan: Recipe | None = None,
     parent_run_id: str | None = None,
 ) -> Iterator[RunWriter]:
@@ -45,6 +49,8 @@ def open_run(
         is none), or a run id.
     owner:
         Whether this is the run the command was started for, which adopts the run of `mlflow run`.
+    config:
+        What was asked for, as the run records it.
     plan:
         What is trained under it, if it trains.
     parent_run_id:
@@ -60,7 +66,9 @@ def open_run(
     if plan is not None:
         tags |= {"kd.architecture": plan.architecture, "kd.method": plan.method}
     with ExitStack() as held:
-        found = _unfinished(session, role, key, resume, held) if resume else None
+        found = _unfinished(session, role, key, resume, config, held) if resume else None
+        if resume and not found and owner:
+            session.terminal.warn(nothing_to_resume(session, role, key, config))
         if found and made_by_mlflow and found != made_by_mlflow:
             session.client.set_tag(made_by_mlflow, "kd.continued_run_id", found)
         run_id = found or made_by_mlflow
@@ -83,17 +91,24 @@ def open_run(
             yield writer
 
 
-def _unfinished(session: Session, role: str, key: tuple[str, str], resume: str, held: ExitStack) -> str | None:
+def _unfinished(
+    session: Session, role: str, key: tuple[str, str], resume: str, config: Options, held: ExitStack
+) -> str | None:
     """The run to go on with, its folder locked until ``held`` closes."""
     if resume == NEWEST:
         runs = unfinished_runs(session, role, key)
         return next((run.run_id for run in runs if _lock(session, run, held)), None)
     run = read_run(session.client, resume)
     if run.status == "FINISHED":
-        raise InputError(f"Run {resume} is finished; there is nothing to resume.")
-    if run.role != role or run.tags.get(key[0]) != key[1]:
+        raise InputError(f"Run {resume} is finished; there is nothing to resume. Leave out --resume for a new run.")
+    if run.role != role:
         raise InputError(
-            f"Run {resume} was started with other options, data or code than these; "
+            f"Run {resume} is of role {run.role or 'unknown'}, and this command writes one of role {role}."
+        )
+    if run.tags.get(key[0]) != key[1]:
+        different = told(differences(session, run, flat_params(config.recorded())))
+        raise InputError(
+            f"Run {resume} was started with other options, data or code than these: it differs in {different}; "
             "it can only go on as it began (its options are in its config.yaml)."
         )
     if _lives_elsewhere(run):
@@ -155,4 +170,9 @@ def config_of_run(tracking_uri: str, run_id: str) -> Iterator[Path]:
     """A run's own config.yaml, for a resume that needs nothing but the run's id."""
     client = connect(tracking_uri)
     with TemporaryDirectory() as folder:
-        yield download(client, run_id, "config.yaml", Path(folder))
+        try:
+            file = download(client, run_id, "config.yaml", Path(folder))
+        except ArtifactsGone as gone:
+            advice = "put the artifacts back there, or give the run's options again, with --resume and without the id"
+            raise ArtifactsGone(gone.fact, advice) from None
+        yield file

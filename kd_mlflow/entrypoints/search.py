@@ -24,18 +24,20 @@ from kd_mlflow.entrypoints.search_record import record_search
 from kd_mlflow.entrypoints.search_view import SearchView
 from kd_mlflow.entrypoints.search_worker import do_trials
 from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.studies import new_study_note, require_runs
 from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.trials import cache_note, known_metrics, recipes_to_check, sweep
-from kd_mlflow.entrypoints.workers import absolute, start_workers, watch
+from kd_mlflow.entrypoints.workers import start_workers, watch
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.places import absolute
 from kd_mlflow.search.objectives import parse_constraints, parse_objectives
 from kd_mlflow.search.samplers import check_search
 from kd_mlflow.search.settings import Settings
 from kd_mlflow.search.space import Space, report_values
 from kd_mlflow.search.status import best_trials, describe, status
-from kd_mlflow.search.storage import check_storage, storage_url
+from kd_mlflow.search.storage import check_storage, shown_url, storage_url
 from kd_mlflow.search.study import DEADLINE, EXPERIMENT, RUN, STOP, TEACHER, TOTAL, SearchStudy, study_names
 from kd_mlflow.search.terms import resolve_space
 from kd_mlflow.tracking.runs import RunWriter, adopt_run_id
@@ -98,7 +100,7 @@ def search(config: SearchConfig, *, terminal: Terminal | None = None) -> SearchR
     there = check_storage(url)
     if there and config.study in study_names(url):
         _same_search(SearchStudy.load(url, config.study), config, space, objectives, constraints, report)
-    session = Session.open(config, terminal)
+    session = Session.open(config, terminal, new_run=not there)
     Checkpoints.open(session, config.checkpoints)
     if _takes_teacher(session, config, space):
         _check_all(session, config, space, prospective_teachers(session, config.trial({}, config.seed)))
@@ -107,6 +109,8 @@ def search(config: SearchConfig, *, terminal: Terminal | None = None) -> SearchR
     settings = Settings.of(config, space, objectives, constraints, report, session.store.digest)
     name = config.study or _name_of(session, settings)
     with _only_driver(session, url, name):
+        if note := new_study_note(session.client, url, name, settings):
+            terminal.warn(note)
         study = SearchStudy.create(url, name, settings, config.heartbeat)
         return _drive(session, study, config, notes)
 
@@ -156,7 +160,11 @@ def find_study(config: SearchConfig) -> SearchStudy:
     url = storage_url(config.storage, config.tracking_uri)
     names = study_names(url) if check_storage(url) else []
     if not names:
-        raise InputError("There is no study in this storage; start one with `kd-mlflow search`, or name its --storage.")
+        named = f" and so none called '{config.study}'" if config.study else ""
+        raise InputError(
+            f"There is no study in this storage, {shown_url(url)}{named}; start one with `kd-mlflow search`, or name "
+            "its --storage."
+        )
     return SearchStudy.load(url, config.study or names[-1])
 
 
@@ -239,7 +247,14 @@ def _check_all(session: Session, config: SearchConfig, space: Space, teachers: S
 
 @contextmanager
 def _run_of(session: Session, study: SearchStudy, config: SearchConfig) -> Iterator[RunWriter]:
-    """The search's run: the study's, or a new one; that of `mlflow run` is adopted, or says where to look."""
+    """The search's run: the study's, or a new one; that of `mlflow run` is adopted, or says where to look.
+
+    Raises
+    ------
+    InputError
+        The study has a run that the tracking store does not.
+    """
+    require_runs(session.client, study)
     made_by_mlflow, known = adopt_run_id(), study.noted(RUN)
     if known and made_by_mlflow and known != made_by_mlflow:
         session.client.set_tag(made_by_mlflow, "kd.continued_run_id", known)

@@ -11,11 +11,12 @@ from types import FrameType
 from kd_mlflow.config import SearchConfig, WorkerConfig
 from kd_mlflow.entrypoints.checkpoints import Checkpoints
 from kd_mlflow.entrypoints.session import Session
+from kd_mlflow.entrypoints.studies import require_runs
 from kd_mlflow.entrypoints.teachers import Teacher, find_teachers
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.trials import TrialRunner, sweep
 from kd_mlflow.errors import InputError
-from kd_mlflow.search.storage import check_storage, storage_url
+from kd_mlflow.search.storage import check_storage, shown_url, storage_url
 from kd_mlflow.search.study import EXPERIMENT, RUN, TEACHER, SearchStudy
 from kd_mlflow.search.worker import Ending, Worker
 
@@ -33,13 +34,17 @@ def work(config: WorkerConfig, *, terminal: Terminal | None = None) -> Ending:
     if not config.study:
         raise InputError("search-worker needs --study, the name that `kd-mlflow search` printed.")
     if not check_storage(url):
-        raise InputError("The storage holds no study yet; `kd-mlflow search` starts one.")
+        raise InputError(
+            f"The storage {shown_url(url)} holds no study yet, so none called '{config.study}': start it with "
+            f"`kd-mlflow search --study {config.study}`, or name the storage that has it with --storage."
+        )
     study = SearchStudy.load(url, config.study)
     parent, teacher = study.noted(RUN), study.noted(TEACHER)
     if parent is None:
         raise InputError(f"The study '{study.name}' has no run yet; wait until `kd-mlflow search` has started it.")
     own = _config_here(study.config, config)
     session = Session.open(own.model_copy(update={"experiment": study.noted(EXPERIMENT)}), terminal)
+    require_runs(session.client, study)
     if session.store.digest != study.settings.dataset_digest:
         raise InputError(f"--data {own.data} is not the data of the study '{study.name}'; give the same images here.")
     teachers = find_teachers(session, own.trial({}, own.seed), resume=None, fixed=teacher) if teacher else []

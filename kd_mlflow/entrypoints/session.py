@@ -15,7 +15,7 @@ from kd_mlflow.config import PlaceOptions
 from kd_mlflow.data.store import Store, prepare
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.places import home
-from kd_mlflow.tracking.client import connect, one_line
+from kd_mlflow.tracking.client import connect, one_line, require_not_deleted
 from kd_mlflow.tracking.reaper import reap
 from kd_mlflow.tracking.spool import send_left
 from kd_mlflow.training.device import Precision, resolve_device, resolve_precision
@@ -46,7 +46,14 @@ class Session:
     checkpoint_root: Path
 
     @classmethod
-    def open(cls, config: PlaceOptions, terminal: Terminal, value_range: tuple[int, int] | None = None) -> Session:
+    def open(
+        cls,
+        config: PlaceOptions,
+        terminal: Terminal,
+        value_range: tuple[int, int] | None = None,
+        *,
+        new_run: bool = False,
+    ) -> Session:
         """Check what can be checked at once, connect, and prepare the data.
 
         Parameters
@@ -54,11 +61,21 @@ class Session:
         value_range:
             What black and white are, for the model that is to be used, in images of more than 8 bits a channel;
             None takes it from the data.
+        new_run:
+            Whether the command makes a run in the experiment that was asked for, which must then not be deleted.
+
+        Raises
+        ------
+        InputError
+            Device, store, experiment or data cannot be used.
         """
         device = resolve_device(config.device)
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
         place = home()
         client = connect(config.tracking_uri)
+        experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kd-mlflow"
+        if new_run and not os.environ.get("MLFLOW_RUN_ID"):  # which brings its own experiment
+            require_not_deleted(client, experiment)
         _mend(client, place, terminal)
         with terminal.preparing(f"Preparing {config.data}") as progress:
             store = prepare(config, place, progress)
@@ -71,7 +88,6 @@ class Session:
         if store.bad:
             first = store.bad[0]
             terminal.warn(f"{len(store.bad)} files cannot be used, the first: {first.path} ({first.reason})")
-        experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kd-mlflow"
         return cls(config, place, client, store, device, precision, terminal, experiment, place / "checkpoints")
 
     @property

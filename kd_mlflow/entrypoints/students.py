@@ -12,12 +12,14 @@ from kd_mlflow.entrypoints.network import train_network
 from kd_mlflow.entrypoints.recipes import student_recipe
 from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, view_of
 from kd_mlflow.entrypoints.registration import Registered, register_network
+from kd_mlflow.entrypoints.reuse import whole_view
 from kd_mlflow.entrypoints.runs import open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.teachers import Teacher
 from kd_mlflow.measures.in_turn import Sitting
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.paired import paired_views
+from kd_mlflow.tracking.artifacts import ArtifactsGone
 from kd_mlflow.tracking.runs import RunWriter, find_runs
 
 RECONSTRUCTION = "The method is a reconstruction: its source leaves choices open; its published figures do not apply."
@@ -79,18 +81,37 @@ def train_or_reuse_student(
     teachers: Sequence[Teacher],
     control: RunView | None,
     resume: str | None,
+    model: bool = False,
 ) -> RunView:
-    """The finished student of the same fingerprint, or one trained now, nested under the parent's run."""
+    """The finished student of the same fingerprint that the store still has whole, or one trained now.
+
+    It is nested under the parent's run. ``model``: its model is registered afterwards, so the store must have it.
+    """
     plan = student_recipe(cell, session)
     key = ("kd.fingerprint", student_fingerprint(session, plan, teachers))
     tags = dict([key]) if cell.reuse else {**dict([key]), "mlflow.parentRunId": parent.run_id}
-    if cell.reuse or resume:
-        for run in find_runs(session.client, tags=tags, role="student", status="FINISHED"):
-            session.terminal.say(f"Reusing the finished {cell.method}, seed {cell.seed}, of run {run.run_id}")
-            return view_of(session.client, run.run_id)
+    lost = ""
+    for run in find_runs(session.client, tags=tags, role="student", status="FINISHED") if cell.reuse or resume else []:
+        try:
+            view = whole_view(session, run.run_id, model=model)
+        except ArtifactsGone as gone:
+            lost = lost or gone.fact
+            continue
+        session.terminal.say(f"Reusing the finished {cell.method}, seed {cell.seed}, of run {run.run_id}")
+        return view
+    if lost:
+        session.terminal.warn(f"{lost}; {cell.method}, seed {cell.seed}, is trained again.")
     name = f"{cell.method} seed {cell.seed}"
     with open_run(
-        session, "student", key, resume=resume, owner=False, name=name, plan=plan, parent_run_id=parent.run_id
+        session,
+        "student",
+        key,
+        resume=resume,
+        owner=False,
+        name=name,
+        config=cell,
+        plan=plan,
+        parent_run_id=parent.run_id,
     ) as writer:
         record_setup(session, writer, cell)
         writer.tags(teacher_tags(teachers) | ({"kd.control_run_id": control.run_id} if control else {}))

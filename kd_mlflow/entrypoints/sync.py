@@ -13,11 +13,13 @@ import torch
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import load_model
-from kd_mlflow.places import home, offline_store
+from kd_mlflow.places import checkpointed_model, home, offline_store
+from kd_mlflow.tracking.artifacts import ArtifactsGone
 from kd_mlflow.tracking.client import connect
-from kd_mlflow.tracking.copying import copies_by_origin, copy_runs, translated
+from kd_mlflow.tracking.copying import Copied, copies_by_origin, copy_runs, translated
+from kd_mlflow.tracking.fetch import holds
 from kd_mlflow.tracking.registry import ModelVersionInfo, Registered, all_versions, pull, register
-from kd_mlflow.tracking.spool import send_left
+from kd_mlflow.tracking.spool import Sent, send_left
 
 CHECK_IMAGES = 8
 # What the registry of the other store says of a version anew.
@@ -46,24 +48,46 @@ def sync(tracking_uri: str = "") -> dict[str, Any]:
         "models": [],
     }
     if source is not None:
-        result["runs"] = [asdict(one) for one in copy_runs(source, client)]
-        result["models"] = [asdict(one) for one in _register(source, client)]
+        for copied in copy_runs(source, client):
+            if copied.error:
+                result["kept"].append(asdict(Sent(copied.origin, 0, copied.error)))
+            else:
+                result["runs"].append(_plain(copied))
+        _register(source, client, result)
     return result
 
 
-def _register(source: Any, target: Any) -> list[Registered]:
+def _plain(copied: Copied) -> dict[str, Any]:
+    return {name: value for name, value in asdict(copied).items() if name != "error"}
+
+
+def _register(source: Any, target: Any, result: dict[str, Any]) -> None:
     """The versions of the registry whose runs were copied, each seen to work before it gets its alias."""
     ids = copies_by_origin(source)
-    return [
-        _registered(source, target, version, ids)
-        for version in all_versions(source)
-        if version.run_id in ids and "kd.synced" not in version.tags
-    ]
+    for version in all_versions(source):
+        if version.run_id not in ids or "kd.synced" in version.tags:
+            continue
+        try:
+            result["models"].append(asdict(_registered(source, target, version, ids)))
+        except ArtifactsGone as gone:
+            reason = f"{gone.fact}; put the artifacts back and sync again, or delete the version."
+            result["kept"].append(asdict(Sent(version.run_id, 0, reason)))
+
+
+def _files_of(source: Any, version: ModelVersionInfo, scratch: Path) -> Path:
+    """The model's files from the store, or from this machine's checkpoints if their digests are the same."""
+    try:
+        return pull(source, f"models:/{version.name}/{version.version}", scratch)
+    except ArtifactsGone:
+        folder = checkpointed_model(version.run_id)
+        if not holds(folder, version.tags):
+            raise
+        return folder
 
 
 def _registered(source: Any, target: Any, version: ModelVersionInfo, ids: dict[str, str]) -> Registered:
     with TemporaryDirectory() as scratch:
-        folder = pull(source, f"models:/{version.name}/{version.version}", Path(scratch) / "model")
+        folder = _files_of(source, version, Path(scratch) / "model")
         model = load_model(folder).eval()
         size = model.spec.image_size
         images = np.random.default_rng(0).integers(0, 256, (CHECK_IMAGES, 3, size, size), dtype=np.uint8)

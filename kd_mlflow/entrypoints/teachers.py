@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,15 +15,18 @@ from kd_mlflow.entrypoints.fingerprint import fingerprint
 from kd_mlflow.entrypoints.network import Network, build_network, load_network, network_spec
 from kd_mlflow.entrypoints.record import view_of
 from kd_mlflow.entrypoints.registration import data_tags, model_tags
+from kd_mlflow.entrypoints.reuse import chosen_network
 from kd_mlflow.entrypoints.runs import unfinished_runs
 from kd_mlflow.entrypoints.session import Session
-from kd_mlflow.entrypoints.train import train_or_reuse
+from kd_mlflow.entrypoints.train import finished_runs, train_role
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import save_model
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.models.zoo import build, known
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.paired import LABELS_ONLY, paired_views, told
+from kd_mlflow.tracking.artifacts import ArtifactsGone
+from kd_mlflow.tracking.records import is_deleted
 from kd_mlflow.tracking.registry import champion
 from kd_mlflow.tracking.runs import find_runs
 from kd_mlflow.training.checkpoint import file_sha256
@@ -45,8 +49,10 @@ def find_teachers(session: Session, config: DistillConfig, *, resume: str | None
     InputError
         There is no such teacher, or it was trained on other classes.
     """
-    asked = tuple(fixed.split(",")) if fixed else config.teacher
-    found = [_find(session, config, one, resume) for one in asked]
+    if fixed:
+        found = [_fixed(session, config, one) for one in fixed.split(",")]
+    else:
+        found = [_find(session, config, one, resume) for one in config.teacher]
     return [replace(teacher, view=replace(teacher.view, role="teacher")) for teacher in found]
 
 
@@ -90,10 +96,36 @@ def _find(session: Session, config: DistillConfig, asked: str, resume: str | Non
     if asked == "auto" or _is_architecture(asked):
         config = _of(config, asked)
         cut_off = resume is not None and _was_cut_off(session, config)
-        return (None if cut_off else _champion(session, config)) or _trained(session, config, resume)
+        lost: list[str] = []
+        teacher = (None if cut_off else _champion(session, config, lost)) or _finished(session, config, lost)
+        if lost:
+            instead = f"the teacher of run {teacher.uri} takes its place" if teacher else "a teacher is trained now"
+            session.terminal.warn(f"{lost[0]}; {instead}.")
+        return teacher or _trained(session, config, resume)
     uri = exact(session.client, asked)
     path = Path(uri)
     network = _from_weights(session, config, path) if path.is_file() else find_network(session.client, uri)
+    return _measured(session, network, uri)
+
+
+def _fixed(session: Session, config: DistillConfig, uri: str) -> Teacher:
+    """The very teacher that an earlier part of this work began with.
+
+    Raises
+    ------
+    ArtifactsGone
+        Neither the store nor this machine has it any more.
+    """
+    path = Path(uri)
+    try:
+        network = _from_weights(session, config, path) if path.is_file() else chosen_network(session, uri)
+    except ArtifactsGone as gone:
+        advice = "put the artifacts back there, or start anew, without --resume or with another --study"
+        raise ArtifactsGone(f"{gone.fact}, and what goes on was taught by it", advice) from None
+    return _measured(session, network, uri)
+
+
+def _measured(session: Session, network: Network, uri: str) -> Teacher:
     same_classes(session, network, uri)
     return Teacher(network, _figures(session, network, uri), uri)
 
@@ -117,8 +149,8 @@ def _is_architecture(asked: str) -> bool:
     return True
 
 
-def _champion(session: Session, config: DistillConfig) -> Teacher | None:
-    """The registered champion for this very data, size, classes and architecture."""
+def _champion(session: Session, config: DistillConfig, lost: list[str]) -> Teacher | None:
+    """The registered champion for this very data, size, classes and architecture; ``lost`` takes why it is not used."""
     if not config.reuse:
         return None
     found = champion(session.client, f"{session.name}-teacher")
@@ -126,14 +158,39 @@ def _champion(session: Session, config: DistillConfig) -> Teacher | None:
     if found is None or any(found.tags.get(name) != value for name, value in wanted.items()):
         return None
     uri = f"models:/{found.name}/{found.version}"
+    if found.run_id and is_deleted(session.client, found.run_id):
+        lost.append(f"The run of the champion {uri} was deleted")
+        return None
+    try:
+        network = chosen_network(session, uri)
+    except ArtifactsGone as gone:
+        lost.append(gone.fact)
+        return None
     session.terminal.say(f"Teacher: the champion {uri}")
-    network = find_network(session.client, uri)
     return Teacher(network, _figures(session, network, uri), uri)
 
 
+def _finished(session: Session, config: DistillConfig, lost: list[str]) -> Teacher | None:
+    """The teacher of a finished run that was trained the same way; ``lost`` takes why one is not used."""
+    for run_id in finished_runs(session, config, "teacher"):
+        try:
+            network = network_of_run(session.client, run_id)
+        except ArtifactsGone as gone:
+            lost.append(gone.fact)
+            continue
+        session.terminal.say(f"Reusing the finished teacher of run {run_id}")
+        try:
+            view = view_of(session.client, run_id)
+        except ArtifactsGone as gone:
+            session.terminal.warn(f"{gone.fact}; the teacher is measured again.")
+            view = _figures(session, network, run_id)
+        return Teacher(network, view, run_id)
+    return None
+
+
 def _trained(session: Session, config: DistillConfig, resume: str | None) -> Teacher:
-    """A teacher trained now, or the finished run that was trained the same way."""
-    view = train_or_reuse(session, config, "teacher", resume=resume)
+    """A teacher trained now."""
+    view, _ = train_role(session, config, "teacher", resume=resume, owner=False)
     return Teacher(network_of_run(session.client, view.run_id), view, view.run_id)
 
 
@@ -147,7 +204,8 @@ def _figures(session: Session, network: Network, uri: str) -> RunView:
     for run in find_runs(session.client, tags=tags, status="FINISHED"):
         # A run of `evaluate` may have measured one split only.
         if {"best/accuracy", "test/accuracy"} <= set(run.metrics):
-            return view_of(session.client, run.run_id)
+            with suppress(ArtifactsGone):
+                return view_of(session.client, run.run_id)
     return evaluate_network(session, network, ("val", "test"), uri, owner=False)
 
 

@@ -10,10 +10,12 @@ from kd_mlflow.entrypoints.fingerprint import fingerprint
 from kd_mlflow.entrypoints.network import check, train_network
 from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, summary, view_of
 from kd_mlflow.entrypoints.registration import Registered, register_network
+from kd_mlflow.entrypoints.reuse import whole_view
 from kd_mlflow.entrypoints.runs import open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.reports.data import RunView
+from kd_mlflow.tracking.artifacts import ArtifactsGone
 from kd_mlflow.tracking.runs import find_runs
 
 
@@ -36,7 +38,7 @@ def train_teacher(config: TeacherConfig, *, resume: str | None = None, terminal:
     >>> from kd_mlflow.config import TeacherConfig
     >>> train_teacher(TeacherConfig(data="photos/", teacher_weights="imagenet"))   # doctest: +SKIP
     """
-    session = Session.open(config, terminal or Terminal(quiet=True))
+    session = Session.open(config, terminal or Terminal(quiet=True), new_run=not resume)
     view, registered = train_role(session, config, "teacher", resume=resume, owner=True)
     return TrainResult(view.run_id, summary(view), registered)
 
@@ -47,7 +49,7 @@ def train_student(config: StudentConfig, *, resume: str | None = None, terminal:
     >>> from kd_mlflow.config import StudentConfig
     >>> train_student(StudentConfig(data="photos/", student="mobilenet_v2"))   # doctest: +SKIP
     """
-    session = Session.open(config, terminal or Terminal(quiet=True))
+    session = Session.open(config, terminal or Terminal(quiet=True), new_run=not resume)
     view, _ = train_role(session, config, "control", resume=resume, owner=True)
     return TrainResult(view.run_id, summary(view), None)
 
@@ -61,7 +63,7 @@ def train_role(
     key = ("kd.fingerprint", fingerprint(plan, session.store.digest))
     name = f"{role} {plan.architecture}"
     check(session, plan, ())
-    with open_run(session, role, key, resume=resume, owner=owner, name=name, plan=plan) as writer:
+    with open_run(session, role, key, resume=resume, owner=owner, name=name, config=own, plan=plan) as writer:
         record_setup(session, writer, own)
         trained = train_network(session, plan, writer)
         record_network(session, writer, plan, trained)
@@ -75,15 +77,38 @@ def train_role(
     return view, registered
 
 
-def train_or_reuse(session: Session, config: Options, role: Role, *, resume: str | None) -> RunView:
-    """The finished run of the same fingerprint, or one that is trained now."""
-    plan = recipe(_narrow(config, role), role, session.precision)
-    if config.reuse:
-        tags = {"kd.fingerprint": fingerprint(plan, session.store.digest)}
-        for run in find_runs(session.client, tags=tags, role=role, status="FINISHED"):
-            session.terminal.say(f"Reusing the finished {role} of run {run.run_id}")
-            return view_of(session.client, run.run_id)
+def train_or_reuse(
+    session: Session, config: Options, role: Role, *, resume: str | None, known: str | None = None
+) -> RunView:
+    """The finished run of the same fingerprint that the store still has whole, or one that is trained now.
+
+    Parameters
+    ----------
+    known:
+        A run that comes before all others: an earlier part of the command chose it.
+    """
+    lost = ""
+    for run_id in [*([known] if known else []), *finished_runs(session, config, role)]:
+        try:
+            view = whole_view(session, run_id)
+        except ArtifactsGone as gone:
+            lost = lost or gone.fact
+            continue
+        if run_id != known:
+            session.terminal.say(f"Reusing the finished {role} of run {run_id}")
+        return view
+    if lost:
+        session.terminal.warn(f"{lost}; the {role} is trained again.")
     return train_role(session, config, role, resume=resume, owner=False)[0]
+
+
+def finished_runs(session: Session, config: Options, role: Role) -> list[str]:
+    """The finished runs of the same fingerprint, the newest first; none with ``--no-reuse``."""
+    if not config.reuse:
+        return []
+    plan = recipe(_narrow(config, role), role, session.precision)
+    tags = {"kd.fingerprint": fingerprint(plan, session.store.digest)}
+    return [run.run_id for run in find_runs(session.client, tags=tags, role=role, status="FINISHED")]
 
 
 def _narrow(config: Options, role: Role) -> Options:

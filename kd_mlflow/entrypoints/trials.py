@@ -34,6 +34,7 @@ from kd_mlflow.search.space import Space, report_values
 from kd_mlflow.search.storage import StorageAway
 from kd_mlflow.search.study import SearchStudy
 from kd_mlflow.search.worker import Hopeless, Outcome, Paused
+from kd_mlflow.tracking.records import is_deleted
 from kd_mlflow.tracking.runs import RunWriter, end_run, find_runs, read_run
 from kd_mlflow.training.checkpoint import EpochRow
 from kd_mlflow.training.observer import Silent
@@ -139,15 +140,19 @@ class TrialRunner:
             experiment=self.session.experiment,
             run_name=f"trial {claim.number}",
             tags=tags,
-            run_id=claim.noted.get("run_id"),
+            run_id=self._still_there(claim.noted.get("run_id")),
             parent_run_id=self.parent_run_id,
         )
         with _ended_as_trials_end(writer):
             claim.note(run_id=writer.run_id)
             writer.params(cell.recorded())
             writer.text("config.yaml", to_yaml(cell))
-            record_data(self.session, writer, str(cell.data), "training")
+            record_data(self.session, writer, "training")
             yield writer
+
+    def _still_there(self, run_id: str | None) -> str | None:
+        """A run that an earlier part of the trial wrote, unless somebody deleted it: then the trial has a new one."""
+        return run_id if run_id and not is_deleted(self.session.client, run_id) else None
 
     @contextmanager
     def _seed_run(self, claim: Claim, trial: RunWriter, cell: DistillConfig, place: int) -> Iterator[RunWriter]:
@@ -164,7 +169,7 @@ class TrialRunner:
             experiment=self.session.experiment,
             run_name=f"trial {claim.number} seed {cell.seed}",
             tags=tags,
-            run_id=claim.noted.get(f"run_id_{place}"),
+            run_id=self._still_there(claim.noted.get(f"run_id_{place}")),
             parent_run_id=trial.run_id,
         )
         with _ended_as_trials_end(writer):

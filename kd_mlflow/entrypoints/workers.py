@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -19,6 +18,7 @@ from kd_mlflow.entrypoints.parent import STOP_WITH
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import KdMlflowError
+from kd_mlflow.places import absolute
 from kd_mlflow.search.storage import absolute_sqlite
 from kd_mlflow.search.study import SearchStudy
 from kd_mlflow.search.worker import Ending
@@ -159,8 +159,3 @@ def _without_workers(study: SearchStudy, codes: Sequence[int | None], interrupte
         f"All workers ended (exit codes {', '.join(map(str, codes))}) before the study '{study.name}' had its trials; "
         "their last words stand above."
     )
-
-
-def absolute(data: str) -> str:
-    """A path that means the same in every working directory; names stay names."""
-    return str(Path(data).resolve()) if Path(data).exists() else data

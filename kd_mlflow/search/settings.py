@@ -72,16 +72,16 @@ class Settings:
             )
 
     def difference(self, other: Settings) -> str:
-        """In a few words what differs first; empty when both search the same."""
+        """In a few words all that differs; empty when both search the same."""
+        found = []
         if self.space != other.space:
             ours, theirs = (", ".join(map(str, Space.from_json(one.space).parameters)) for one in (self, other))
-            return f"another space ({ours}, not {theirs})"
+            found.append(f"another space ({ours}, not {theirs})")
         if self.dataset_digest != other.dataset_digest:
-            return "other data"
-        for name in ("objectives", "constraints"):
-            if getattr(self, name) != getattr(other, name):
-                return f"other {name}"
+            found.append("other data")
+        terms = ("objectives", "constraints")
+        found += [f"other {name}" for name in terms if getattr(self, name) != getattr(other, name)]
         for name, value in self.config.items():
             if name not in PLACE and other.config.get(name) != value:
-                return f"--{name.replace('_', '-')} {value}, not {other.config.get(name)}"
-        return ""
+                found.append(f"--{name.replace('_', '-')} {value}, not {other.config.get(name)}")
+        return ", ".join(found)

@@ -208,7 +208,7 @@ def _parsed(url: str) -> URL:
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError):
         parsed = None
     if parsed is None or parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise InputError(f"--storage {_named(url)}: give sqlite:///FILE or postgresql://USER@HOST/DATABASE.")
+        raise InputError(f"--storage {shown_url(url)}: give sqlite:///FILE or postgresql://USER@HOST/DATABASE.")
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise InputError("--storage: a study in memory ends with its process; give sqlite:///FILE.")
     return parsed
@@ -256,13 +256,13 @@ def _creation_lock(url: str) -> Iterator[None]:
 def _unusable(url: str, error: BaseException) -> InputError:
     if "compatible with the table schema" in str(error):
         return InputError(
-            f"The database of {_named(url)} is another Optuna's, or holds the tables of MLflow; give Optuna a database "
-            "of its own."
+            f"The database of {shown_url(url)} is another Optuna's, or holds the tables of MLflow; give Optuna a "
+            "database of its own."
         )
-    return InputError(f"The storage {_named(url)} cannot be used: {_first_line(error)}")
+    return InputError(f"The storage {shown_url(url)} cannot be used: {_first_line(error)}")
 
 
-def _named(url: str) -> str:
+def shown_url(url: str) -> str:
     """The URL without its password."""
     try:
         return make_url(url).render_as_string(hide_password=True)

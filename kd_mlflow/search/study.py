@@ -22,7 +22,7 @@ from kd_mlflow.search.objectives import Constraint, Objective
 from kd_mlflow.search.samplers import grid_points, make_pruner, make_sampler
 from kd_mlflow.search.settings import PLACE, Settings
 from kd_mlflow.search.space import Space
-from kd_mlflow.search.storage import SILENT_BEATS, Outage, StudyLock, open_storage, patiently
+from kd_mlflow.search.storage import SILENT_BEATS, Outage, StudyLock, open_storage, patiently, shown_url
 
 SETTINGS, TOTAL, STOP, DEADLINE = "kd_settings", "kd_trials", "kd_stop", "kd_deadline"
 RUN, TEACHER, EXPERIMENT = "kd_run_id", "kd_teacher", "kd_experiment"
@@ -98,7 +98,7 @@ class SearchStudy:
         try:
             study = optuna.load_study(storage=storage, study_name=name)
         except KeyError:
-            raise InputError(f"The storage has no study '{name}'{_others(storage)}.") from None
+            raise InputError(f"The storage {shown_url(url)} has no study '{name}'{_others(storage)}.") from None
         known = study.user_attrs.get(SETTINGS)
         if known is None:
             raise InputError(f"The study '{name}' was not made by `kd-mlflow search`; choose another --study.")

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import ViewType
+from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -95,13 +95,32 @@ def active_experiments(client: MlflowClient) -> dict[str, str]:
             return found
 
 
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """The experiment's id; created if it is new, restored if it was deleted.
+def require_not_deleted(client: MlflowClient, name: str) -> None:
+    """Refuse an experiment that somebody deleted: restored, it would bring back all runs that were deleted with it.
 
     Raises
     ------
     InputError
-        MLflow refuses the name.
+        Names the ways out.
+    """
+    _refuse_deleted(client.get_experiment_by_name(name))
+
+
+def _refuse_deleted(experiment: Experiment | None) -> None:
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise InputError(
+            f"The experiment '{experiment.name}' is deleted; choose another name with --experiment, or bring it back "
+            f"with all its runs: `mlflow experiments restore --experiment-id {experiment.experiment_id}`."
+        )
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The experiment's id; created if it is new.
+
+    Raises
+    ------
+    InputError
+        MLflow refuses the name, or the experiment is deleted.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -112,8 +131,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise InputError(f"The experiment '{name}' cannot be created: {one_line(error)}") from None
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
+    _refuse_deleted(found)
     return found.experiment_id
 
 

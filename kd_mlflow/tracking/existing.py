@@ -12,6 +12,7 @@ from mlflow.entities import RunTag
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.tracking import encode
+from kd_mlflow.tracking.artifacts import local_path
 from kd_mlflow.tracking.records import get_run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -35,8 +36,40 @@ def check_open(client: MlflowClient, run_id: str) -> None:
     InputError
         It is, or there is none of this id.
     """
-    if get_run(client, run_id).info.lifecycle_stage == "deleted":
-        raise InputError(f"Run {run_id} is deleted; bring it back with `mlflow runs restore --run-id {run_id}`.")
+    run = get_run(client, run_id)
+    if run.info.lifecycle_stage != "deleted":
+        return
+    experiment = client.get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        raise InputError(
+            f"Run {run_id} is deleted with its experiment '{experiment.name}'; start a new run, or bring both back: "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`."
+        )
+    raise InputError(f"Run {run_id} is deleted; bring it back with `mlflow runs restore --run-id {run_id}`.")
+
+
+def check_artifact_root(client: MlflowClient, run_id: str) -> None:
+    """Refuse a run whose artifacts belong into a folder that cannot be written, before hours go into them.
+
+    Raises
+    ------
+    InputError
+        Names the folder: it was moved, or belongs to somebody else.
+    """
+    run = get_run(client, run_id)
+    folder = local_path(run.info.artifact_uri)
+    if folder is None:
+        return
+    # A Path raises where a folder above may not be looked into.
+    above = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
+        return
+    reason = "may not be written" if os.path.isdir(above) else "is no folder"
+    name = client.get_experiment(run.info.experiment_id).name
+    raise InputError(
+        f"The experiment '{name}' keeps its artifacts in {folder.parent.parent}, and {above} {reason}; put that folder "
+        "back, let your account write it, or choose another --experiment."
+    )
 
 
 def reopen(client: MlflowClient, run_id: str, run_name: str, tags: Mapping[str, str]) -> None:

@@ -9,18 +9,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts, list_artifacts
-from mlflow.exceptions import MlflowException
+from mlflow.artifacts import download_artifacts
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import DESCRIPTION_BYTES
-from kd_mlflow.tracking.client import one_line
+from kd_mlflow.tracking.artifacts import ArtifactsGone, reading, require_listed, shown
 from kd_mlflow.tracking.flavor import DIGEST, MODEL_FILES, file_digests
 
 ATTEMPTS = 5
+RESTORE = "restore it, or use another version"
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,15 @@ def fetch(client: MlflowClient, location: str, tags: Mapping[str, str], dest: Pa
     Raises
     ------
     InputError
-        ``dest`` holds something else, the model was not written by this package, or a digest differs.
+        ``dest`` holds something else, or the model was not written by this package.
+    ArtifactsGone
+        A file is missing, or its digest differs.
+    ArtifactsAway
+        The artifact store does not answer.
     """
     _refuse_foreign(dest)
-    recorded = {name: value for name, value in tags.items() if name.startswith(DIGEST)}
-    if recorded and dest.is_dir() and file_digests(dest) == recorded:
+    recorded = recorded_digests(tags)
+    if holds(dest, tags):
         return dest
     if not recorded:
         logger.warning("%s carries no digests in its tags; only those in its model.json are checked.", what)
@@ -61,23 +65,33 @@ def fetch(client: MlflowClient, location: str, tags: Mapping[str, str], dest: Pa
     return dest
 
 
+def recorded_digests(tags: Mapping[str, str]) -> dict[str, str]:
+    """The digests that a model's or version's tags hold of its files."""
+    return {name: value for name, value in tags.items() if name.startswith(DIGEST)}
+
+
+def holds(folder: Path, tags: Mapping[str, str]) -> bool:
+    """Whether a folder of this machine holds the very files whose digests a model's or version's tags name."""
+    recorded = recorded_digests(tags)
+    return bool(recorded) and folder.is_dir() and file_digests(folder) == recorded
+
+
 def verify(folder: Path, recorded: Mapping[str, str], what: str) -> None:
     """Hold a folder's files against the digests in its model.json and against those recorded elsewhere.
 
     Raises
     ------
     InputError
-        Names the file that differs.
+        Names the file that differs; an ArtifactsGone, since what was stored is no longer there.
     """
     expected = {DIGEST + name: digest for name, digest in _named_files(folder, what).items()}
     found = file_digests(folder)
     for source, digests in (("model.json", expected), ("the registry", recorded)):
         for name, digest in digests.items():
             if found.get(name) != digest:
-                raise InputError(
-                    f"{name.removeprefix(DIGEST)} of {what} differs from its digest in {source}; it was damaged or "
-                    "altered in the store, so use another version."
-                )
+                file = name.removeprefix(DIGEST)
+                fact = f"{file} of {what} differs from its digest in {source}: it was damaged or altered in the store"
+                raise ArtifactsGone(fact, RESTORE)
 
 
 def _download(client: MlflowClient, location: str, folder: Path, what: str) -> None:
@@ -85,32 +99,22 @@ def _download(client: MlflowClient, location: str, folder: Path, what: str) -> N
     names = ["model.json"]
     while names:
         name = names.pop()
-        try:
-            _check_size(client, f"{location.rstrip('/')}/data", name, folder)
+        size = require_listed(client, location, f"data/{name}", what)
+        room = DESCRIPTION_BYTES if name == "model.json" else shutil.disk_usage(folder).free
+        if size > room:
+            sizes = f"{size / 1e6:.0f} MB, and there is room for {room / 1e6:.0f} MB"
+            fact = f"{name} of {what} in {shown(location)} has {sizes}"
+            if name == "model.json":  # so large it is not what was written
+                raise ArtifactsGone(fact, RESTORE)
+            raise InputError(f"{fact}; make room in {folder.parent.parent}, or use another version.")
+        with reading(location, f"data/{name}", what):
             download_artifacts(
                 artifact_uri=f"{location.rstrip('/')}/data/{name}",
                 dst_path=str(folder),
                 tracking_uri=client.tracking_uri,
             )
-        except (MlflowException, OSError) as error:
-            raise InputError(f"{what} has no file {name} that can be read: {one_line(error)}") from None
         if name == "model.json":
             names += _named_files(folder, what)
-
-
-def _check_size(client: MlflowClient, data: str, name: str, folder: Path) -> None:
-    """Refuse a file that is larger than a description may be, or than the disk has room for.
-
-    Raises
-    ------
-    OSError
-        With both figures.
-    """
-    listed = list_artifacts(artifact_uri=data, tracking_uri=client.tracking_uri)
-    size = next((one.file_size or 0 for one in listed if PurePosixPath(one.path).name == name), 0)
-    room = DESCRIPTION_BYTES if name == "model.json" else shutil.disk_usage(folder).free
-    if size > room:
-        raise OSError(f"it has {size / 1e6:.0f} MB, and there is room for {room / 1e6:.0f} MB")
 
 
 def _named_files(folder: Path, what: str) -> dict[str, str]:
@@ -119,11 +123,11 @@ def _named_files(folder: Path, what: str) -> dict[str, str]:
         if not all(isinstance(digest, str) for digest in digests.values()):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{what} has a model.json that kd-mlflow did not write.") from None
+        raise ArtifactsGone(f"{what} has a model.json that kd-mlflow did not write", RESTORE) from None
     strange = sorted(set(digests) - set(MODEL_FILES[1:]))
     if strange or "model.safetensors" not in digests:
         named = ", ".join(map(repr, strange[:5])) or "none"
-        raise InputError(f"{what} has a model.json that names other files than a model's: {named}.")
+        raise ArtifactsGone(f"{what} has a model.json that names other files than a model's: {named}", RESTORE)
     return digests
 
 

@@ -20,6 +20,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.time import get_current_time_millis
 
@@ -83,9 +84,19 @@ def check_model_folder(folder: Path) -> None:
 def newest_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
     """The latest logged model of a run that is whole, or None."""
     outputs = get_run(client, run_id).outputs
-    found = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
-    ready = [model for model in found if model.status == LoggedModelStatus.READY]
+    found = [_logged_model(client, output.model_id) for output in (outputs.model_outputs if outputs else [])]
+    ready = [model for model in found if model is not None and model.status == LoggedModelStatus.READY]
     return max(ready, key=lambda model: model.creation_timestamp, default=None)
+
+
+def _logged_model(client: MlflowClient, model_id: str) -> LoggedModel | None:
+    """A logged model; None for one that was deleted."""
+    try:
+        return client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def check_code(copy: Path) -> None:

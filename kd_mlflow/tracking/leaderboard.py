@@ -11,7 +11,7 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
 from kd_mlflow.errors import InputError
-from kd_mlflow.tracking.client import active_experiments, one_line
+from kd_mlflow.tracking.client import active_experiments, one_line, require_not_deleted
 from kd_mlflow.tracking.records import RunRecord, quote, search
 
 # A column's figure is the first of these metrics that the run has: the selected epoch's, else the last.
@@ -84,6 +84,7 @@ def _experiments(client: MlflowClient, name: str | None) -> dict[str, str]:
         return known
     found = {number: title for number, title in known.items() if title == name}
     if not found:
+        require_not_deleted(client, name)
         raise InputError(f"There is no experiment '{name}' in this store; it has {', '.join(sorted(known.values()))}.")
     return found
 

@@ -14,7 +14,8 @@ from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 
 from kd_mlflow.errors import InputError
-from kd_mlflow.tracking.client import active_experiments, one_line
+from kd_mlflow.tracking.artifacts import ArtifactsGone, reading, require_listed
+from kd_mlflow.tracking.client import active_experiments
 
 PAGE = 1000
 SYSTEM = "system/"
@@ -34,6 +35,8 @@ class RunRecord:
         The last value of each.
     start_time, end_time:
         Milliseconds since 1970; ``end_time`` is None while the run is not over.
+    deleted:
+        Whether it was deleted, alone or with its experiment; such a run is read by its id only.
     """
 
     run_id: str
@@ -46,6 +49,7 @@ class RunRecord:
     metrics: dict[str, float]
     start_time: int
     end_time: int | None
+    deleted: bool = False
 
 
 def read_run(client: MlflowClient, run_id: str) -> RunRecord:
@@ -69,6 +73,16 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
         raise InputError(f"There is no run {run_id} in this store; `kd-mlflow runs` lists those there are.") from None
 
 
+def is_deleted(client: MlflowClient, run_id: str) -> bool:
+    """Whether a run was deleted, for good or so that it can be restored; one that may not be read was not."""
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "deleted"
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
+            raise
+        return error.error_code == "RESOURCE_DOES_NOT_EXIST"
+
+
 def record_of(run: Run) -> RunRecord:
     """MLflow's object as a plain record."""
     info, tags = run.info, dict(run.data.tags)
@@ -84,6 +98,7 @@ def record_of(run: Run) -> RunRecord:
         metrics=dict(run.data.metrics),
         start_time=info.start_time,
         end_time=info.end_time if over else None,  # a run that was taken up again keeps its old end
+        deleted=info.lifecycle_stage == "deleted",
     )
 
 
@@ -111,15 +126,17 @@ def download(client: MlflowClient, run_id: str, path: str, dest: Path) -> Path:
 
     Raises
     ------
-    InputError
+    ArtifactsGone
         The run has no such artifact.
+    ArtifactsAway
+        The artifact store does not answer.
     """
-    get_run(client, run_id)
+    location, what = get_run(client, run_id).info.artifact_uri, f"run {run_id}"
+    if path:
+        require_listed(client, location, path, what)
     dest.mkdir(parents=True, exist_ok=True)
-    try:
+    with reading(location, path, what):
         return Path(client.download_artifacts(run_id, path, str(dest)))
-    except (MlflowException, OSError) as error:
-        raise InputError(f"Run {run_id} has no artifact {path} that can be read: {one_line(error)}") from None
 
 
 def read_json(client: MlflowClient, run_id: str, path: str) -> Any:
@@ -127,14 +144,17 @@ def read_json(client: MlflowClient, run_id: str, path: str) -> Any:
 
     Raises
     ------
-    InputError
-        The run has no such artifact, or it is not JSON.
+    ArtifactsGone
+        The run has no such artifact, or it is damaged: not JSON.
+    ArtifactsAway
+        The artifact store does not answer.
     """
     with TemporaryDirectory() as folder:
         try:
             return json.loads(download(client, run_id, path, Path(folder)).read_text(encoding="utf-8"))
-        except ValueError:
-            raise InputError(f"The artifact {path} of run {run_id} is not JSON.") from None
+        except (ValueError, RecursionError):
+            fact = f"The artifact {path} of run {run_id} is not JSON, so it was damaged in the store"
+            raise ArtifactsGone(fact, "restore it, or name another run") from None
 
 
 def find_runs(

@@ -19,9 +19,11 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from kd_mlflow.errors import InputError, KdMlflowError
+from kd_mlflow.tracking.artifacts import ArtifactsAway, ArtifactsGone, reading, require_listed
 from kd_mlflow.tracking.client import one_line
-from kd_mlflow.tracking.fetch import fetch, verify
-from kd_mlflow.tracking.flavor import check_code, file_digests, newest_model
+from kd_mlflow.tracking.fetch import fetch, recorded_digests, verify
+from kd_mlflow.tracking.flavor import DIGEST, MODEL_FILES, check_code, file_digests, newest_model
+from kd_mlflow.tracking.records import is_deleted, read_run
 from kd_mlflow.tracking.versions import (
     CHAMPION,
     ModelVersionInfo,
@@ -120,18 +122,40 @@ def run_model(client: MlflowClient, run_id: str, dest: Path) -> Path:
     InputError
         The run does not exist or has no whole model, or as for :func:`pull`.
     """
+    if read_run(client, run_id).deleted:
+        raise InputError(
+            f"Run {run_id} is deleted; bring it back with `mlflow runs restore --run-id {run_id}`, or name another."
+        )
     model = newest_model(client, run_id)
     if model is None:
-        raise InputError(f"Run {run_id} has no logged model; name a run that finished its training.")
+        raise ArtifactsGone(f"Run {run_id} has no logged model", "name a run that finished its training")
     return fetch(client, model.artifact_location, model.tags, dest, f"the model of run {run_id}")
 
 
+def check_model(client: MlflowClient, run_id: str) -> None:
+    """Whether the model that a run logged is whole in the store, where the registry takes it from.
+
+    Raises
+    ------
+    ArtifactsGone
+        A file is missing or damaged.
+    InputError
+        As for :func:`run_model`.
+    """
+    with TemporaryDirectory() as scratch:
+        run_model(client, run_id, Path(scratch) / "model")
+
+
 def _downloaded(client: MlflowClient, model: LoggedModel, scratch: Path) -> Path:
-    return Path(
-        download_artifacts(
-            artifact_uri=model.artifact_location, dst_path=str(scratch), tracking_uri=client.tracking_uri
+    what = f"the model of run {model.source_run_id}"
+    for name in MODEL_FILES:
+        require_listed(client, model.artifact_location, f"data/{name}", what)
+    with reading(model.artifact_location, "data", what):
+        return Path(
+            download_artifacts(
+                artifact_uri=model.artifact_location, dst_path=str(scratch), tracking_uri=client.tracking_uri
+            )
         )
-    )
 
 
 def _check_copy(copy: Path, digests: Mapping[str, str], images: np.ndarray, logits: np.ndarray) -> None:
@@ -195,7 +219,8 @@ def _settle(client: MlflowClient, name: str, own: ModelVersionInfo) -> Registere
         for found in versions_of(client, name):
             if SETTLED not in found.tags or found.version > own.version:
                 rivals[found.version] = found
-        best = holder = champion(client, name)
+        holder = champion(client, name)
+        best = holder if holder is not None and _stands(client, holder) else None
         for _, rival in sorted(rivals.items()):
             if best is None or _beats(rival, best):
                 best = rival
@@ -215,6 +240,26 @@ def _settle(client: MlflowClient, name: str, own: ModelVersionInfo) -> Registere
             )
     client.set_model_version_tag(name, str(own.version), SETTLED, "true")
     return Registered(name, own.version, alias)
+
+
+def _stands(client: MlflowClient, version: ModelVersionInfo) -> bool:
+    """Whether a champion still is one: its run was not deleted, its files are in the store, as far as is known.
+
+    Of a version that somebody else registered nobody knows which files it has.
+    """
+    why = "its run was deleted" if version.run_id and is_deleted(client, version.run_id) else ""
+    try:
+        location = client.get_model_version_download_uri(version.name, str(version.version))
+        for name in recorded_digests(version.tags):
+            file = f"data/{name.removeprefix(DIGEST)}"
+            require_listed(client, location, file, f"models:/{version.name}/{version.version}")
+    except ArtifactsGone as gone:
+        why = why or gone.fact
+    except ArtifactsAway:
+        pass
+    if why:
+        logger.warning("Version %d of %s is not the champion any more: %s.", version.version, version.name, why)
+    return not why
 
 
 def _beats(new: ModelVersionInfo, old: ModelVersionInfo) -> bool:

@@ -21,7 +21,7 @@ from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.places import home
 from kd_mlflow.tracking import encode
 from kd_mlflow.tracking.client import experiment_id, one_line, redact
-from kd_mlflow.tracking.existing import Status, adopt_run_id, check_open, end_run, reopen
+from kd_mlflow.tracking.existing import Status, adopt_run_id, check_artifact_root, check_open, end_run, reopen
 from kd_mlflow.tracking.flavor import MODEL_FILES, check_model_folder
 from kd_mlflow.tracking.git import code_state
 from kd_mlflow.tracking.life import HEARTBEAT, heartbeat, process_mark
@@ -107,7 +107,7 @@ class RunWriter:
         Raises
         ------
         InputError
-            There is no run ``run_id``, or it is deleted.
+            There is no run ``run_id``, it is deleted, or its artifacts cannot be written on this machine.
         KdMlflowError
             Another process is writing it, or the store went away.
         """
@@ -126,6 +126,7 @@ class RunWriter:
             if run_id is not None:
                 writer.settle()  # what an earlier process left, its end among it
                 reopen(client, run_id, run_name, own)
+            check_artifact_root(client, writer.run_id)
             writer._code()
         except BaseException as error:
             writer._end(error)

@@ -6,17 +6,20 @@ import csv
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kd_mlflow.config import SearchConfig, resolve
+from kd_mlflow.config import SearchConfig, WorkerConfig, resolve
 from kd_mlflow.entrypoints.search import search, stop_study
+from kd_mlflow.entrypoints.search_worker import work
 from kd_mlflow.entrypoints.show import study_stopped
+from kd_mlflow.entrypoints.studies import new_study_note
 from kd_mlflow.entrypoints.trials import _EveryEpoch
 from kd_mlflow.errors import InputError
-from kd_mlflow.search.study import SearchStudy
+from kd_mlflow.search.study import TOTAL, SearchStudy
 from kd_mlflow.search.worker import Hopeless
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.records import download
@@ -382,3 +385,38 @@ def test_the_epoch_before_a_cut_is_judged_when_the_trial_goes_on():
     with pytest.raises(Hopeless):
         observer.on_epoch(rows[2])
     assert tags["kd.pruned_epoch"] == "3"
+
+
+@pytest.mark.fault(
+    "the tracking store or the storage of a search is gone, the other is kept",
+    "one sentence that names study, storage and the ways out; nothing is trained",
+)
+def test_a_study_without_its_runs_and_runs_without_their_study_are_named(searched, photos, tmp_path, monkeypatch):
+    place, result = searched
+    other = make_place(tmp_path / "other")
+    monkeypatch.setenv("KD_MLFLOW_HOME", str(place.home))
+    study = SearchStudy.load(f"sqlite:///{place.path}/optuna.db", result["study"])
+    named = rf"The study '{study.name}' in .*/optuna\.db belongs to run {result['run_id']}.*--study NAME.*`optuna"
+    config = study.config.model_copy(update={"tracking_uri": other.uri, "storage": study.url})
+    with pytest.raises(InputError, match=named):
+        search(config)
+    worker = WorkerConfig(study=study.name, storage=study.url, tracking_uri=other.uri, data=str(photos), device="cpu")
+    with pytest.raises(InputError, match=named):
+        work(worker)
+    assert find_runs(connect(other.uri), tags={}) == []
+
+    elsewhere = f"sqlite:///{tmp_path}/optuna.db"
+    note = new_study_note(connect(place.uri), elsewhere, study.name, study.settings)
+    assert note.startswith(
+        f"The search of run {result['run_id']} had a study '{study.name}' that {elsewhere} does not "
+    )
+    assert new_study_note(connect(other.uri), elsewhere, study.name, study.settings) == ""
+    assert new_study_note(connect(place.uri), study.url, study.name, study.settings) == ""
+    study.note({TOTAL: 60})
+    try:
+        asked = replace(study.settings, config={**study.settings.config, "epochs": 9}, dataset_digest="other pixels")
+        note = new_study_note(connect(place.uri), study.url, "new", asked)
+    finally:
+        study.note({TOTAL: 6})
+    assert f"the unfinished study '{study.name}' in " in note
+    assert note.endswith("this search has other data, --epochs 9, not 4.")

@@ -11,6 +11,8 @@ from mlflow import MlflowClient
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.tracking.client import connect, describe_store, experiment_id, redact
+from kd_mlflow.tracking.leaderboard import leaderboard
+from kd_mlflow.tracking.runs import RunWriter, find_runs
 
 
 @pytest.mark.parametrize(
@@ -64,12 +66,28 @@ def test_processes_that_create_a_store_at_once_all_succeed(tmp_path: Path, monke
     assert sorted(names) == ["Default", "photos"]
 
 
-def test_experiment_is_created_found_and_restored(client: MlflowClient) -> None:
+def test_experiment_is_created_and_found(client: MlflowClient) -> None:
     first = experiment_id(client, "photos")
     assert experiment_id(client, "photos") == first
-    client.delete_experiment(first)
-    assert experiment_id(client, "photos") == first
-    assert client.get_experiment(first).lifecycle_stage == "active"
+    assert client.get_experiment(first).name == "photos"
+
+
+@pytest.mark.fault("the experiment was deleted", "one sentence with both ways out; its runs stay deleted")
+def test_a_deleted_experiment_is_refused_and_its_runs_stay_deleted(client: MlflowClient) -> None:
+    run = RunWriter.open(client, role="student", experiment="photos", run_name="kd", tags={"kd.fingerprint": "f"})
+    run.finish("FINISHED")
+    number = client.get_run(run.run_id).info.experiment_id
+    client.delete_experiment(number)
+    ways = rf"'photos' is deleted; .*--experiment.* `mlflow experiments restore --experiment-id {number}`\.$"
+    with pytest.raises(InputError, match=ways):
+        RunWriter.open(client, role="student", experiment="photos", run_name="kd", tags={})
+    with pytest.raises(InputError, match=ways):
+        leaderboard(client, experiment="photos")
+    with pytest.raises(InputError, match=rf"is deleted with its experiment 'photos'.*--experiment-id {number}`"):
+        RunWriter.open(client, role="student", experiment="photos", run_name="kd", tags={}, run_id=run.run_id)
+    assert client.get_experiment(number).lifecycle_stage == "deleted"
+    assert find_runs(client, tags={"kd.fingerprint": "f"}) == []
+    assert leaderboard(client) == []
 
 
 def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
