@@ -15,7 +15,7 @@ from kd_mlflow.entrypoints.record import record_evaluation, record_report, recor
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
-from kd_mlflow.places import home
+from kd_mlflow.places import CHECKPOINTS, home
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.registry import pull, resolve, run_model
@@ -90,7 +90,7 @@ def find_network(client: Any, asked: str) -> Network:
 
 def network_of_run(client: Any, run_id: str) -> Network:
     """The model of a run, from this machine if it was trained here, else from the store."""
-    local = home() / "checkpoints" / run_id / "model"
+    local = home() / CHECKPOINTS / run_id / "model"
     if not (local / "model.json").is_file():
         local = run_model(client, run_id, home() / "models" / run_id)
     return load_network(local)

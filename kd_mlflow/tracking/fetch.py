@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import DESCRIPTION_BYTES
+from kd_mlflow.places import check_writable
 from kd_mlflow.tracking.client import one_line
 from kd_mlflow.tracking.flavor import DIGEST, MODEL_FILES, file_digests
 
@@ -48,7 +49,7 @@ def fetch(client: MlflowClient, location: str, tags: Mapping[str, str], dest: Pa
         return dest
     if not recorded:
         logger.warning("%s carries no digests in its tags; only those in its model.json are checked.", what)
-    dest.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(dest.parent)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent))
     try:
         new = scratch / "new"
