@@ -54,6 +54,11 @@ def lead(command: Callable[[], Any], whole: bool) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        sentence = _about_home(error)
+        if sentence is None:
+            raise
+        code = _fail(str(sentence), sentence.exit_code)
     except SystemExit as end:
         code = end.code
     leaving["code"] = int(code or 0)
@@ -93,6 +98,13 @@ def _join(rank: int) -> None:
     from kd_mlflow.entrypoints.processes import join_torchrun
 
     join_torchrun()
+
+
+def _about_home(error: OSError) -> KdMlflowError | None:
+    """The sentence for a file or folder below the home that cannot be written; None for any other error."""
+    from kd_mlflow.places import unusable_home
+
+    return unusable_home(error)
 
 
 def _fail(sentence: str, code: int) -> int:

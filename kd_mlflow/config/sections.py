@@ -266,7 +266,11 @@ class ComparisonOptions(Options):
 class PlaceOptions(Options):
     """Where the work is done and recorded."""
 
-    experiment: str = option("", "MLflow experiment; empty: that of `mlflow run`, else kd-mlflow.", panel="Run")
+    experiment: str = option(
+        "",
+        "MLflow experiment; empty: that of `mlflow run` or MLFLOW_EXPERIMENT_NAME or _ID, else kd-mlflow.",
+        panel="Run",
+    )
     tracking_uri: str = option(
         "", "MLflow tracking URI; empty: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.", panel="Run"
     )

@@ -19,6 +19,7 @@ from torchvision import datasets
 from kd_mlflow.data.folders import FolderSource
 from kd_mlflow.data.layout import Arrangement, Entry, Item, Split
 from kd_mlflow.errors import InputError
+from kd_mlflow.places import check_writable
 
 CATALOG = ("digits", "cifar10", "cifar100", "fashionmnist", "imagenette")
 _ARRAYS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashionmnist": datasets.FashionMNIST}
@@ -53,7 +54,7 @@ class CatalogSource:
     def _loaded(self) -> tuple[Arrangement, np.ndarray | None]:
         if self.name == "digits":
             return _digits()
-        self.downloads.mkdir(parents=True, exist_ok=True)
+        check_writable(self.downloads, below_home=True)
         try:
             # torchvision announces its downloads on stdout, which belongs to --json.
             with FileLock(self.downloads / f"{self.name}.lock"), contextlib.redirect_stdout(sys.stderr):

@@ -23,7 +23,7 @@ from kd_mlflow.data.build import build, check_bad, survey
 from kd_mlflow.data.layout import SPLITS, BadFile
 from kd_mlflow.data.manifest import DamagedStore, Meta, read_meta
 from kd_mlflow.data.sources import Source, find_source
-from kd_mlflow.errors import InputError
+from kd_mlflow.places import check_writable, make_folder
 
 __all__ = ["BadFile", "Store", "prepare"]
 
@@ -117,16 +117,11 @@ def prepare(
     """
     source = find_source(options, home)
     stores = home / "stores"
-    try:
-        (stores / "known").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"The folder {str(stores)!r} cannot be made ({error.strerror}); set KD_MLFLOW_HOME to a folder that can "
-            "be written."
-        ) from None
+    make_folder(stores / "known", below_home=True)
     pointer = stores / "known" / _request(source, options, value_range)
     found, noted = _known(stores, pointer)
     if found is None:
+        check_writable(stores, below_home=True)
         surveyed = survey(source, options.image_size, options.split_seed, value_range)
         with _lock(stores / f".{surveyed.key}.lock"):
             found = _usable(stores / surveyed.key)

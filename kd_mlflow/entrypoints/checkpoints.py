@@ -14,6 +14,7 @@ from fsspec.core import url_to_fs
 
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
+from kd_mlflow.places import check_writable, make_folder
 from kd_mlflow.tracking.client import one_line, redact
 from kd_mlflow.training.observer import Observer, Silent
 
@@ -54,6 +55,7 @@ class Checkpoints:
         """
         place = checkpoint_place(place)
         if not place:
+            check_writable(session.checkpoint_root)
             return cls(session)
         try:
             if "://" in place:
@@ -61,8 +63,8 @@ class Checkpoints:
                 files.makedirs(path, exist_ok=True)
                 return cls(session, (files, path.rstrip("/")))
             folder = Path(place).expanduser().resolve()
-            folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
+            check_writable(folder)
+        except (OSError, ValueError, ImportError, InputError) as error:
             raise InputError(f"--checkpoints {redact(place)} cannot be used: {one_line(error)}") from None
         session.checkpoint_root = folder
         return cls(session)
@@ -73,7 +75,7 @@ class Checkpoints:
         Those of another training are not used: code or data may have changed since.
         """
         own = self.session.checkpoints(run_id)
-        own.mkdir(parents=True, exist_ok=True)
+        make_folder(own)
         for source in filter(None, (earlier, run_id)):
             self._fetch(source, own)
         mark = own / FINGERPRINT

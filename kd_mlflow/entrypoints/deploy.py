@@ -15,11 +15,12 @@ from kd_mlflow.data.build import side_of
 from kd_mlflow.data.images import BadImage, read_decoded
 from kd_mlflow.data.layout import is_image
 from kd_mlflow.data.ranges import misfits
-from kd_mlflow.entrypoints.runs import adopted_run
+from kd_mlflow.entrypoints.runs import adopted_run, check_adopted
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import load_model
 from kd_mlflow.models.export import export_onnx, export_pt2, usage
+from kd_mlflow.places import check_writable
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.registry import pull, resolve
 from kd_mlflow.training.device import resolve_device
@@ -68,7 +69,8 @@ def export_model(model: str, file: Path, kind: str | None, tracking_uri: str = "
     kind = kind or {".onnx": "onnx", ".pt2": "pt2"}.get(file.suffix.lower())
     if kind is None:
         raise InputError(f"The format of {file} is not clear; name it .onnx or .pt2, or give --format.")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(file.parent)
+    check_adopted(tracking_uri)
     with _folder_of(model, tracking_uri) as folder:
         network = load_model(folder, own=folder != Path(model)).eval()
         difference = (export_onnx if kind == "onnx" else export_pt2)(network, file)

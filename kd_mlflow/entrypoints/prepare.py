@@ -6,7 +6,7 @@ from typing import Any
 
 from kd_mlflow.config import PrepareConfig
 from kd_mlflow.data.store import prepare
-from kd_mlflow.entrypoints.runs import adopted_run
+from kd_mlflow.entrypoints.runs import adopted_run, check_adopted
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.places import absolute, home
 from kd_mlflow.tracking.client import redact
@@ -15,6 +15,7 @@ from kd_mlflow.tracking.client import redact
 def prepare_data(config: PrepareConfig, terminal: Terminal | None = None) -> dict[str, Any]:
     """Prepare the store (or find it prepared) and say what is in it."""
     terminal = terminal or Terminal(quiet=True)
+    check_adopted("")
     with terminal.preparing(f"Preparing {config.data}") as progress:
         store = prepare(config, home(), progress)
     result = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from kd_mlflow.entrypoints.runs import command_of_run
 from kd_mlflow.errors import InputError
-from kd_mlflow.places import home
+from kd_mlflow.places import CHECKPOINTS, SPOOL, home, home_folder
 from kd_mlflow.tracking import reaper
 from kd_mlflow.tracking.client import connect, redact
 from kd_mlflow.tracking.records import RunRecord
@@ -38,11 +38,12 @@ class Reaped:
 
 def reap(tracking_uri: str = "", *, silent_minutes: float = 60, dry_run: bool = False) -> dict[str, Any]:
     """Mark every run KILLED whose process was one of this machine and is gone, or that is silent for so long."""
+    place = home() / CHECKPOINTS
+    spool = home() / SPOOL if dry_run else home_folder(SPOOL)
     client = connect(tracking_uri)
     if not dry_run:
-        send_left(client, home() / "spool")  # the end of a run may be among what was not sent
+        send_left(client, spool)  # the end of a run may be among what was not sent
     found = reaper.reap(client, silence=60 * silent_minutes, dry_run=dry_run)
-    place = home() / "checkpoints"
     return {"dry_run": dry_run, "runs": [asdict(_described(run, place, tracking_uri)) for run in found]}
 
 
@@ -54,10 +55,11 @@ def delete(run_id: str, tracking_uri: str = "") -> dict[str, Any]:
     InputError
         There is no such run, or one of them is being written.
     """
+    checkpoints, spool = home() / CHECKPOINTS, home_folder(SPOOL)
     deleted = reaper.delete_runs(connect(tracking_uri), run_id)
     for run in deleted:
-        shutil.rmtree(home() / "checkpoints" / run.run_id, ignore_errors=True)
-        forget(home() / "spool", run.run_id)
+        shutil.rmtree(checkpoints / run.run_id, ignore_errors=True)
+        forget(spool, run.run_id)
     return {"deleted": [{"run_id": run.run_id, "role": run.role, "name": run.name} for run in deleted]}
 
 

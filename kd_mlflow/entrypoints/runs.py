@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,9 +13,11 @@ from kd_mlflow.config import Options, Recipe
 from kd_mlflow.entrypoints.resumption import differences, nothing_to_resume, told
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
+from kd_mlflow.places import check_writable
 from kd_mlflow.tracking.artifacts import ArtifactsGone
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.encode import flat_params
+from kd_mlflow.tracking.existing import RUN_VARIABLE, check_adoptable
 from kd_mlflow.tracking.runs import RunRecord, RunWriter, adopt_run_id, download, find_runs, read_run
 from kd_mlflow.training.checkpoint import CheckpointFolder
 
@@ -61,6 +64,7 @@ def open_run(
     InputError
         The run to go on with is finished, is of other work, or is being written by another process.
     """
+    check_writable(session.checkpoint_root)
     made_by_mlflow = adopt_run_id() if owner else None
     tags = {key[0]: key[1], "kd.host": platform.node()}
     if plan is not None:
@@ -130,6 +134,18 @@ def _lives_elsewhere(run: RunRecord) -> bool:
 
 def _lock(session: Session, run: RunRecord, held: ExitStack) -> bool:
     return held.enter_context(CheckpointFolder(session.checkpoints(run.run_id)).lock())
+
+
+def check_adopted(tracking_uri: str) -> None:
+    """Look at the run that :func:`adopted_run` will write to, before the command does its work.
+
+    Raises
+    ------
+    InputError
+        It cannot be gone on with, or the store cannot be used.
+    """
+    if os.environ.get(RUN_VARIABLE):
+        check_adoptable(connect(tracking_uri))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def list_runs(
 ) -> list[dict[str, Any]]:
     """One object a run, in all states, best first."""
     return leaderboard(
-        connect(tracking_uri),
+        connect(tracking_uri, any_version=True),
         role=role,
         status=status,
         experiment=experiment,

@@ -31,7 +31,7 @@ from kd_mlflow.entrypoints.trials import cache_note, known_metrics, recipes_to_c
 from kd_mlflow.entrypoints.workers import start_workers, watch
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.models.classifier import Classifier
-from kd_mlflow.places import absolute
+from kd_mlflow.places import absolute, home_folder
 from kd_mlflow.search.objectives import parse_constraints, parse_objectives
 from kd_mlflow.search.samplers import check_search
 from kd_mlflow.search.settings import Settings
@@ -215,8 +215,7 @@ def _name_of(session: Session, settings: Settings) -> str:
 @contextmanager
 def _only_driver(session: Session, url: str, name: str) -> Iterator[None]:
     """One `search` a study on this machine; more workers are `search-worker`'s."""
-    place = session.home / "studies"
-    place.mkdir(exist_ok=True)
+    place = home_folder("studies")
     lock = FileLock(place / f"{hashlib.sha256(f'{url} {name}'.encode()).hexdigest()[:16]}.lock", timeout=0)
     try:
         lock.acquire()

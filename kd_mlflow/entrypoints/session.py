@@ -14,8 +14,10 @@ import torch
 from kd_mlflow.config import PlaceOptions
 from kd_mlflow.data.store import Store, prepare
 from kd_mlflow.entrypoints.terminal import Terminal
-from kd_mlflow.places import home
+from kd_mlflow.places import CHECKPOINTS, SPOOL, TEACHER_OUTPUTS, home, home_folder
 from kd_mlflow.tracking.client import connect, one_line, require_not_deleted
+from kd_mlflow.tracking.existing import check_adoptable
+from kd_mlflow.tracking.experiments import experiment_name
 from kd_mlflow.tracking.reaper import reap
 from kd_mlflow.tracking.spool import send_left
 from kd_mlflow.training.device import Precision, resolve_device, resolve_precision
@@ -72,8 +74,12 @@ class Session:
         device = resolve_device(config.device)
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
         place = home()
+        home_folder(SPOOL)
+        if getattr(config, "teacher_cache", "off") != "off":
+            home_folder(TEACHER_OUTPUTS)
         client = connect(config.tracking_uri)
-        experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "kd-mlflow"
+        check_adoptable(client)
+        experiment = experiment_name(client, config.experiment)
         if new_run and not os.environ.get("MLFLOW_RUN_ID"):  # which brings its own experiment
             require_not_deleted(client, experiment)
         _mend(client, place, terminal)
@@ -88,7 +94,7 @@ class Session:
         if store.bad:
             first = store.bad[0]
             terminal.warn(f"{len(store.bad)} files cannot be used, the first: {first.path} ({first.reason})")
-        return cls(config, place, client, store, device, precision, terminal, experiment, place / "checkpoints")
+        return cls(config, place, client, store, device, precision, terminal, experiment, place / CHECKPOINTS)
 
     @property
     def name(self) -> str:

@@ -12,12 +12,10 @@ from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.models.taps import Tapped
+from kd_mlflow.places import TEACHER_OUTPUTS
 from kd_mlflow.training.cache import CacheFolder, weights_digest
 from kd_mlflow.training.records import Codec
 from kd_mlflow.training.teachers import CachedTeacher, LiveTeacher, why_live
-
-# Below KD_MLFLOW_HOME.
-PLACE = "teacher-outputs"
 
 
 def teacher_sources(
@@ -49,7 +47,7 @@ def cache_sentence(session: Session, recipe: Recipe, sources: Sequence[TeacherSo
     size = sum(_codec(recipe, source.live.tapped).dtype.itemsize for source in cached) * records
     return (
         f"Teacher cache: {records} records an epoch, {_in_words(size)}, over {recipe.epochs} epochs "
-        f"{_in_words(size * recipe.epochs)}, in {session.home / PLACE}"
+        f"{_in_words(size * recipe.epochs)}, in {session.home / TEACHER_OUTPUTS}"
     )
 
 
@@ -72,7 +70,7 @@ def _cached(session: Session, recipe: Recipe, live: LiveTeacher) -> CachedTeache
             "code": view_code_digest(),
         }
         limit = int(config.cache_gb * 1e9)
-        return CacheFolder.of(session.home / PLACE, facts, _codec(recipe, live.tapped), len(places), limit)
+        return CacheFolder.of(session.home / TEACHER_OUTPUTS, facts, _codec(recipe, live.tapped), len(places), limit)
 
     # Of several processes each sees a share: they read what is there and leave the filling to one that sees all.
     samples = samples_per_epoch(store, recipe.batch_size) if recipe.devices == 1 else None

@@ -13,7 +13,7 @@ import torch
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import load_model
-from kd_mlflow.places import checkpointed_model, home, offline_store
+from kd_mlflow.places import SPOOL, checkpointed_model, home, home_folder, offline_store, offline_uri
 from kd_mlflow.tracking.artifacts import ArtifactsGone
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.copying import Copied, copies_by_origin, copy_runs, translated
@@ -34,13 +34,14 @@ def sync(tracking_uri: str = "") -> dict[str, Any]:
     InputError
         The store cannot be reached, or is the one that offline runs are kept in.
     """
-    if (tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")) == offline_store():
+    if (tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")) == offline_uri():
         raise InputError("That is where offline runs are kept; name the store that they are sent to.")
+    spool = home_folder(SPOOL)
     client = connect(tracking_uri)
     source = connect(offline_store()) if (home() / "offline" / "mlflow.db").is_file() else None
     if source is not None:
-        send_left(source, home() / "spool")
-    found = send_left(client, home() / "spool")
+        send_left(source, spool)
+    found = send_left(client, spool)
     result: dict[str, Any] = {
         "sent": [asdict(one) for one in found if not one.error],
         "kept": [asdict(one) for one in found if one.error],

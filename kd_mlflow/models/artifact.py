@@ -19,6 +19,7 @@ from kd_mlflow.errors import InputError
 from kd_mlflow.models.architectures import TIMM, require_installed
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.zoo import build
+from kd_mlflow.places import check_writable
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "model.pt2"
@@ -56,7 +57,7 @@ def save_model(
         The place is taken by something that is no model folder.
     """
     _refuse_to_replace(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(folder.parent)
     own = copy.deepcopy(model).cpu().eval()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         new = Path(scratch) / "new"

@@ -19,6 +19,7 @@ from torch import Tensor
 from kd_mlflow.errors import InputError, KdMlflowError
 from kd_mlflow.models.artifact import export_program
 from kd_mlflow.models.classifier import Classifier
+from kd_mlflow.places import check_writable
 
 TOLERANCE = 1e-3
 BATCHES = (1, 3)
@@ -134,7 +135,7 @@ def _resized_side(model: Classifier) -> int:
 @contextmanager
 def _whole_or_not(path: Path) -> Iterator[Path]:
     """A file beside ``path`` that takes its place if all goes well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         file = Path(scratch) / path.name
         yield file

@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
-import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.places import offline_artifacts
+from kd_mlflow.tracking.kinds import SQLITE_HEADER, check_kind, check_registry
+from kd_mlflow.tracking.redaction import redact
+from kd_mlflow.tracking.server import ANSWER_SECONDS, check_server, is_server
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-ANSWER_SECONDS = 10.0
 DATABASE_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql": 1433}
-SQLITE_HEADER = b"SQLite format 3\0"
 
 
-def redact(text: str) -> str:
-    """``text``, a URI or a message that may hold one, without credentials."""
-    # A password may hold a slash or an at: all up to the last at that ends a host is taken out.
-    text = re.sub(r"://[^\s@]*(?:@[^\s/@]*)*@", "://***@", text)
-    query = r"([?&][^=&\s]*(?:password|passwd|token|secret|key)[^=&\s]*=)[^&\s]+"
-    return re.sub(query, r"\1***", text, flags=re.IGNORECASE)
-
-
-def connect(tracking_uri: str = "") -> MlflowClient:
+def connect(tracking_uri: str = "", *, any_version: bool = False) -> MlflowClient:
     """A client of a store that is there and answers.
 
     A fresh sqlite store is created under a file lock, since MLflow itself fails when several
@@ -47,31 +36,62 @@ def connect(tracking_uri: str = "") -> MlflowClient:
     ----------
     tracking_uri:
         Empty for MLFLOW_TRACKING_URI, and without that ``sqlite:///mlflow.db`` in the working directory.
+    any_version:
+        Whether a server that is too old to be written to will do.
 
     Raises
     ------
     InputError
-        The store does not answer, refuses, or is not one; never names credentials.
+        The store does not answer, refuses, is too old, or is not one; never names credentials.
     """
     # MLflow's own progress bars would stand between the lines of whoever calls.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # And the addresses that it prints between the lines of a command's JSON.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    if uri.startswith(("http://", "https://")):
-        _check_server(uri)
+    uri = chosen_uri(tracking_uri)
+    check_store(uri)
+    if is_server(uri):
+        check_server(uri, any_version=any_version)
         return MlflowClient(uri)
-    database = _sqlite_file(uri) if uri.startswith("sqlite") else None
+    database = sqlite_file(uri) if uri.startswith("sqlite") else None
     if database is None:
-        _check_port(uri)
         return _opened(uri)
-    _check_sqlite(uri, database)
     with _creation_lock(database):
         return _opened(uri)
 
 
-def describe_store(client: MlflowClient, uri: str = "") -> str:
-    """What is in the store, in a few words: for a person who wonders whether it is the right one."""
+def chosen_uri(tracking_uri: str = "") -> str:
+    """The tracking URI that a command uses: its option, MLFLOW_TRACKING_URI, or a database in the working directory."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def check_store(uri: str) -> None:
+    """What can be told of a store before it is opened: a folder of files, a database that is none or does not listen.
+
+    Raises
+    ------
+    InputError
+        It cannot be used; never names credentials.
+    """
+    check_kind(uri)
+    check_registry()
+    if is_server(uri):
+        return
+    database = sqlite_file(uri) if uri.startswith("sqlite") else None
+    if database is None:
+        _check_port(uri)
+    else:
+        _check_sqlite(uri, database)
+
+
+def describe_store(client: MlflowClient, name: str = "") -> str:
+    """What is in the store, in a few words: for a person who wonders whether it is the right one.
+
+    Parameters
+    ----------
+    name:
+        How the store is called; empty for its URI and the version of MLflow here.
+    """
     experiments = len(active_experiments(client))
     models, token = 0, None
     while True:
@@ -79,8 +99,8 @@ def describe_store(client: MlflowClient, uri: str = "") -> str:
         models, token = models + len(page), page.token
         if not token:
             break
-    name = redact(uri or client.tracking_uri)
-    return f"{name} (MLflow {mlflow.__version__}): experiments: {experiments}, registered models: {models}"
+    name = name or f"{redact(client.tracking_uri)} (MLflow {mlflow.__version__})"
+    return f"{name}: experiments: {experiments}, registered models: {models}"
 
 
 def active_experiments(client: MlflowClient) -> dict[str, str]:
@@ -150,35 +170,6 @@ def _opened(uri: str) -> MlflowClient:
     return client
 
 
-def _check_server(uri: str) -> None:
-    """One quick question, since MLflow's own calls retry for minutes before they give up."""
-    place = redact(uri)
-    try:
-        answer = http_request(
-            get_default_host_creds(uri),
-            "/api/2.0/mlflow/experiments/search?max_results=1",
-            "GET",
-            max_retries=1,
-            backoff_factor=0,
-            timeout=ANSWER_SECONDS,
-            raise_on_status=False,
-        )
-    except (MlflowException, requests.RequestException):
-        raise InputError(
-            f"The tracking server {place} does not answer; start it, name another with --tracking-uri, or give "
-            "--offline: the run is then kept on this machine until `kd-mlflow sync` sends it."
-        ) from None
-    if answer.status_code in (401, 403):
-        raise InputError(
-            f"The tracking server {place} refuses access (status {answer.status_code}); check "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and the server's --allowed-hosts."
-        )
-    if answer.status_code != 200 or "json" not in answer.headers.get("Content-Type", ""):
-        raise InputError(
-            f"{place} answers with status {answer.status_code} and not as an MLflow server; check --tracking-uri."
-        )
-
-
 def _check_port(uri: str) -> None:
     """Whether a database server listens; MLflow would retry for half an hour to find out."""
     try:
@@ -197,8 +188,15 @@ def _check_port(uri: str) -> None:
         ) from None
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    database = make_url(uri).database
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an sqlite URI; None for one in memory."""
+    try:
+        database = make_url(uri).database
+    except ArgumentError:
+        raise InputError(
+            f"The tracking store {redact(uri)} is no URL of a database; write sqlite:///FILE for a file here, "
+            "sqlite:////FOLDER/FILE for one with its whole path."
+        ) from None
     return Path(database) if database and database != ":memory:" else None
 
 

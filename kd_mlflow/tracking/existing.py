@@ -9,13 +9,18 @@ from typing import Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
+from mlflow.exceptions import MlflowException
 
-from kd_mlflow.errors import InputError
+from kd_mlflow.errors import InputError, harmless
 from kd_mlflow.tracking import encode
 from kd_mlflow.tracking.artifacts import local_path
 from kd_mlflow.tracking.records import get_run
+from kd_mlflow.tracking.redaction import redact
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+RUN_VARIABLE = "MLFLOW_RUN_ID"
+# Commands of one project may share a run after each other; of all others a second one would mix two trainings.
+SHARED_ROLES = ("prepare", "evaluate", "export")
 # What MLflow calls a run for which nobody gave a name: an adjective, a noun and a number.
 UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
 
@@ -25,7 +30,41 @@ def adopt_run_id() -> str | None:
 
     Taken out, so that neither a second run of this process nor a child process adopts it too.
     """
-    return os.environ.pop("MLFLOW_RUN_ID", None) or None
+    return os.environ.pop(RUN_VARIABLE, None) or None
+
+
+def check_adoptable(client: MlflowClient) -> None:
+    """Refuse a run in the environment that cannot be gone on with, before any work is done for it.
+
+    A run of `mlflow run` is there and not over; a variable that was left in a shell names another store's run, one
+    that was deleted since, or one that another training has filled.
+
+    Raises
+    ------
+    InputError
+        Names the variable.
+    """
+    run_id = os.environ.get(RUN_VARIABLE)
+    if not run_id:
+        return
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise _stale(run_id, f"is not in the tracking store {redact(client.tracking_uri)}") from None
+    if run.info.lifecycle_stage == "deleted":
+        raise _stale(run_id, "is deleted")
+    role = run.data.tags.get("kd.role", "")
+    if run.info.status == "FINISHED" and role and role not in SHARED_ROLES:
+        raise _stale(run_id, f"is the finished run of another command ({role})")
+
+
+def _stale(run_id: str, what: str) -> InputError:
+    return InputError(
+        f"The run {harmless(run_id[:64])}, which the environment variable {RUN_VARIABLE} names, {what}; unset "
+        f"{RUN_VARIABLE} to make a new run."
+    )
 
 
 def check_open(client: MlflowClient, run_id: str) -> None:

@@ -16,6 +16,7 @@ from mlflow.artifacts import download_artifacts
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import DESCRIPTION_BYTES
+from kd_mlflow.places import check_writable
 from kd_mlflow.tracking.artifacts import ArtifactsGone, reading, require_listed, shown
 from kd_mlflow.tracking.flavor import DIGEST, MODEL_FILES, file_digests
 
@@ -52,7 +53,7 @@ def fetch(client: MlflowClient, location: str, tags: Mapping[str, str], dest: Pa
         return dest
     if not recorded:
         logger.warning("%s carries no digests in its tags; only those in its model.json are checked.", what)
-    dest.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(dest.parent)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent))
     try:
         new = scratch / "new"

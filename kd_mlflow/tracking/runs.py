@@ -18,7 +18,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from kd_mlflow.errors import KdMlflowError
-from kd_mlflow.places import home
+from kd_mlflow.places import SPOOL, home, home_folder
 from kd_mlflow.tracking import encode
 from kd_mlflow.tracking.client import experiment_id, one_line, redact
 from kd_mlflow.tracking.existing import Status, adopt_run_id, check_artifact_root, check_open, end_run, reopen
@@ -74,7 +74,7 @@ class RunWriter:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client = client
         self.run_id = run_id
-        self.spool = Spool(client, run_id, home() / "spool")
+        self.spool = Spool(client, run_id, home() / SPOOL)
         self._monitor: Monitor | None = None
         self._ended = False
         self._unfinished = weakref.finalize(self, _abandon, self.spool, os.getpid())
@@ -107,10 +107,12 @@ class RunWriter:
         Raises
         ------
         InputError
-            There is no run ``run_id``, it is deleted, or its artifacts cannot be written on this machine.
+            There is no run ``run_id``, it is deleted, its artifacts cannot be written on this machine, or the spool
+            cannot be.
         KdMlflowError
             Another process is writing it, or the store went away.
         """
+        home_folder(SPOOL)  # what cannot be written is refused before the store has a run of it
         own = {"kd.role": role, "kd.process": process_mark(), HEARTBEAT: heartbeat(), **tags}
         if parent_run_id:
             own["mlflow.parentRunId"] = parent_run_id

@@ -10,7 +10,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.tracking import encode, flavor
@@ -19,8 +18,6 @@ from kd_mlflow.tracking.records import get_run
 
 POINTS_A_BATCH = 1000
 ENTRIES_A_BATCH = 100
-# What no repeating changes: the store has understood, and refuses.
-REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +68,6 @@ def deliver(client: MlflowClient, run_id: str, record: Mapping[str, Any], files:
     if "files" in record:
         check_files(folder, record["digests"])
     _KINDS[kind](client, run_id, record, folder)
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether it is of no use to send the same once more."""
-    return isinstance(error, InputError) or (isinstance(error, MlflowException) and error.error_code in REFUSALS)
 
 
 def digests(folder: Path) -> dict[str, str]:

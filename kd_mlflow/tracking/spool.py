@@ -21,12 +21,13 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 
 from kd_mlflow.errors import KdMlflowError
+from kd_mlflow.places import check_writable
 from kd_mlflow.tracking import encode
-from kd_mlflow.tracking.client import one_line
 from kd_mlflow.tracking.interrupts import uninterrupted
 from kd_mlflow.tracking.journal import Journal, records
 from kd_mlflow.tracking.life import HEARTBEAT, HEARTBEAT_SECONDS, heartbeat
-from kd_mlflow.tracking.sending import digests, is_refusal, send
+from kd_mlflow.tracking.refusal import Refusals, describe
+from kd_mlflow.tracking.sending import digests, send
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # So long a record may lie before it is sent, so that points travel together.
@@ -51,7 +52,7 @@ class Spool:
 
     def __init__(self, client: MlflowClient, run_id: str, folder: Path) -> None:
         self.client, self.run_id, self.folder = client, run_id, folder
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
         self.lock = FileLock(folder / f"{run_id}.lock")
         try:
             self.lock.acquire(timeout=ANSWER_SECONDS)
@@ -63,6 +64,7 @@ class Spool:
         self.box.mark(self.sent)
         self.error = ""
         self.refused = False
+        self.refusals = Refusals(getattr(client, "tracking_uri", ""))
         self.changed = threading.Condition()
         self.writing = threading.Lock()
         self.waiting = 0
@@ -170,6 +172,7 @@ class Spool:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             pause, self.error = FIRST_PAUSE, ""
+            self.refusals.accepted()
 
     def _send(self) -> None:
         before = self.sent
@@ -184,8 +187,9 @@ class Spool:
             self.changed.notify_all()
 
     def _note(self, error: Exception, pause: float) -> None:
+        final = self.refusals.is_final(error)  # may ask the server: not while others wait for the lock
         with self.changed:
-            self.error, self.refused = one_line(error), is_refusal(error)
+            self.error, self.refused = describe(error), final
             self.changed.notify_all()
         if self.refused:
             log.warning("The store refuses what run %s is given; it is kept on disk: %s", self.run_id, self.error)
@@ -221,7 +225,7 @@ def send_left(client: MlflowClient, folder: Path) -> list[Sent]:
             if waiting:
                 found.append(Sent(box.run_id, waiting))
         except Exception as error:  # each store has exceptions of its own; the next journal may be of another run
-            found.append(Sent(box.run_id, 0, one_line(error)))
+            found.append(Sent(box.run_id, 0, describe(error)))
         finally:
             lock.release()
     return found

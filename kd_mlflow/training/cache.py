@@ -79,11 +79,14 @@ class CacheFolder:
 
     def begin(self, epoch: int) -> EpochWriter | None:
         """A writer for whoever comes first and finds room; None for everybody else."""
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / f"epoch-{epoch:05d}.lock")
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
+            return None
+        except OSError as error:
+            log.warning("The teacher cache cannot be written (%s); the training goes on without.", error)
             return None
         try:
             if self.bytes_an_epoch + _bytes_below(self.path.parent) > self.limit:

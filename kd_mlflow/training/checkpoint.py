@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kd_mlflow.errors import KdMlflowError
+from kd_mlflow.places import make_folder, unusable
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class CheckpointFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
 
     def save(self, tensors: dict[str, Tensor], best: dict[str, Tensor] | None, meta: Meta) -> Path:
         """Write the checkpoint of ``meta.epoch``; ``best`` is given when this epoch is the best so far.
@@ -117,6 +118,8 @@ class CheckpointFolder:
         except Timeout:
             yield False
             return
+        except OSError as error:
+            raise unusable(self.path, error) from None
         try:
             yield True
         finally:

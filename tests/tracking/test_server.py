@@ -35,17 +35,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(arguments: list[str], port: int, path: str, folder: Path) -> Iterator[str]:
-    """An mlflow command as a server of its own process group, ended by its id."""
+def served(arguments: list[str], port: int, path: str, folder: Path, python: str = sys.executable) -> Iterator[str]:
+    """An mlflow command of a Python's environment, as a server of its own process group that is ended by its id."""
     environment = os.environ | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}",
     }
     environment.pop("MLFLOW_TRACKING_URI", None)
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *arguments],
+            [python, "-m", "mlflow", *arguments],
             cwd=folder,
             env=environment,
             stdout=log,
