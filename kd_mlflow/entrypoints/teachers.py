@@ -155,5 +155,5 @@ def _from_weights(session: Session, config: DistillConfig, path: Path) -> Networ
     key = hashlib.sha256(f"{file_sha256(path)} {spec.model_dump_json()}".encode()).hexdigest()[:32]
     folder = session.home / "models" / f"file-{key}"
     if not folder.is_dir():
-        save_model(folder, build(spec, str(path), seed=0, replace_head=False), program=False)
+        save_model(folder, build(spec, str(path), seed=0, whole=True, side="teacher"), program=False)
     return load_network(folder)
