@@ -186,7 +186,7 @@ def _one_dataset(
     notes = [note for method, cell in cells.items() if method not in refused for note in warm_up_notes(cell)]
     for note in notes:
         session.terminal.warn(note)
-    notes += teacher_notes(session, writer, config, teachers)
+    notes += teacher_notes(session, writer, config, teachers, f".{session.store.digest[:12]}")
     notes += [CACHED] if teachers and config.teacher_cache != "off" else []
     left_out = [LeftOut(method, reason) for method, reason in refused.items()]
     for seed in range(config.seed, config.seed + config.seeds):

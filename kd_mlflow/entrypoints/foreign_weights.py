@@ -83,11 +83,11 @@ class Preparation(BaseModel):
 
     @property
     def tags(self) -> dict[str, str]:
-        """For a run that uses the file."""
+        """For a run that uses the file, without a prefix."""
         return {
-            "kd.file_normalization": self.normalization,
-            "kd.file_channels": self.channels,
-            "kd.file_class_order": self.class_order or "as the data's",
+            "normalization": self.normalization,
+            "channels": self.channels,
+            "class_order": self.class_order or "as the data's",
         }
 
     def spec(self, spec: ModelSpec) -> ModelSpec:
@@ -104,7 +104,7 @@ class Preparation(BaseModel):
 
 
 def preparation(
-    session: Session, spec: ModelSpec, file: str, *, choice: str, default: str, side: str
+    session: Session, spec: ModelSpec, file: str, *, choice: str, default: str, side: str, whole: bool = False
 ) -> Preparation | None:
     """How to use a weights file; None for one whose pixels and classes are this package's own, or no file.
 
@@ -120,13 +120,20 @@ def preparation(
         What the normalization of ``spec`` is called if it is not the file's own.
     side:
         ``teacher`` or ``student``.
+    whole:
+        Whether the file must hold the classifier too.
+
+    Raises
+    ------
+    InputError
+        The file does not fit the network.
     """
     path = Path(file)
     if file in ("none", "imagenet") or not path.is_file():
         return None
     key = _key(session, spec, path, choice, default, side)
     if key not in session.preparations:
-        found = _kept(session, key) or _keep(session, key, _prepare(session, spec, path, choice, default, side))
+        found = _kept(session, key) or _keep(session, key, _prepare(session, spec, path, choice, default, side, whole))
         session.preparations[key] = found
         for sentence in found.sentences if found else ():
             (session.terminal.warn if found.warned else session.terminal.say)(sentence)
@@ -134,13 +141,21 @@ def preparation(
     return None if found.normalization == "" else found
 
 
-def record_preparations(writer: RunWriter, used: Sequence[Preparation]) -> None:
-    """The choice as tags (several with commas between), the table of what was compared as an artifact."""
+def record_preparations(writer: RunWriter, used: Sequence[Preparation], whose: str, suffix: str = "") -> None:
+    """The choice as tags (several with commas between), the table of what was compared as an artifact.
+
+    Parameters
+    ----------
+    whose:
+        ``teacher``, or ``start`` for the weights that a training starts from.
+    suffix:
+        Of tags and file, where a run has several data sets.
+    """
     if not used:
         return
     names = dict.fromkeys(name for one in used for name in one.tags)
-    writer.tags({name: ",".join(one.tags[name] for one in used) for name in names})
-    writer.json("weights_file.json", [one.model_dump(mode="json") for one in used])
+    writer.tags({f"kd.{whose}_{name}{suffix}": ",".join(one.tags[name] for one in used) for name in names})
+    writer.json(f"{whose}_weights{suffix}.json", [one.model_dump(mode="json") for one in used])
 
 
 def notes_of(used: Sequence[Preparation]) -> list[str]:
@@ -174,7 +189,9 @@ def _keep(session: Session, key: str, made: Preparation) -> Preparation:
     return made
 
 
-def _prepare(session: Session, spec: ModelSpec, path: Path, choice: str, default: str, side: str) -> Preparation:
+def _prepare(
+    session: Session, spec: ModelSpec, path: Path, choice: str, default: str, side: str, whole: bool
+) -> Preparation:
     stored = stored_normalization(spec.architecture, path) if choice == "auto" else None
     name = "its own" if stored else choice if choice != "auto" else default
     plain = Preparation(file=str(path), normalization=name, mean=spec.mean, std=spec.std)
@@ -182,7 +199,10 @@ def _prepare(session: Session, spec: ModelSpec, path: Path, choice: str, default
     try:
         model = build(spec, str(path), seed=0, whole=True, side=side)
     except InputError:
-        # The classifier starts anew: nothing can be measured, and what does not fit at all is said when it is built.
+        if whole:
+            raise
+        # The classifier starts anew, and nothing can be measured; what does not fit at all is said here.
+        build(spec, str(path), seed=0, side=side)
         if stored or choice != "auto":
             return plain.model_copy(update={"normalization": ""})
         said = f"{path} does not say how its pixels were normalized: {name} is used ({option} sets it)."

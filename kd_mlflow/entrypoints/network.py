@@ -127,7 +127,7 @@ def fit_network(
     """
     folder = CheckpointFolder(session.checkpoints(writer.run_id))
     if (start := start_preparation(session, recipe)) is not None:
-        record_preparations(writer, [start])
+        record_preparations(writer, [start], "start")
     deaths = 0
     while True:
         student = build_network(session, recipe)

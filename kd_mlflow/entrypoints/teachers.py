@@ -91,8 +91,14 @@ def teacher_notes(
     writer: RunWriter,
     config: DistillConfig | CompareConfig | SearchConfig,
     teachers: Sequence[Teacher],
+    suffix: str = "",
 ) -> list[str]:
     """What the report says of the teachers alone: how a weights file is used, and who is near chance; recorded.
+
+    Parameters
+    ----------
+    suffix:
+        Of the tags, where a run has several data sets.
 
     Raises
     ------
@@ -100,14 +106,14 @@ def teacher_notes(
         One is near chance, and a strong teacher was required.
     """
     used = [teacher.preparation for teacher in teachers if teacher.preparation is not None]
-    record_preparations(writer, used)
+    record_preparations(writer, used, "teacher", suffix)
     weak = [note for teacher in teachers if (note := _near_chance(session, teacher))]
     for note in weak:
         session.terminal.warn(note)
+    if teachers:
+        writer.tags({f"kd.teacher_near_chance{suffix}": str(bool(weak)).lower()})
     if weak and config.require_strong_teacher:
         raise InputError(f"{weak[0]} Train a better one, or leave out --require-strong-teacher.")
-    if teachers:
-        writer.tags({"kd.teacher_near_chance": str(bool(weak)).lower()})
     return [*notes_of(used), *weak]
 
 
@@ -136,9 +142,12 @@ def _find(session: Session, config: DistillConfig, asked: str, resume: str | Non
         return (None if cut_off else _champion(session, config)) or _trained(session, config, resume)
     uri = exact(session.client, asked)
     path = Path(uri)
-    network, used = (
-        _from_weights(session, config, path) if path.is_file() else (find_network(session.client, uri), None)
-    )
+    if path.is_file():
+        network, used = _from_weights(session, config, path)
+    else:
+        network, used = find_network(session.client, uri), None
+        if config.teacher_normalization is not None and asked in config.teacher:
+            session.terminal.warn(f"{uri} carries its own mean and std, which --teacher-normalization does not change.")
     same_classes(session, network, uri)
     return Teacher(network, _figures(session, network, uri), uri, used)
 
@@ -205,7 +214,7 @@ def _from_weights(session: Session, config: DistillConfig, path: Path) -> tuple[
     if choice == "auto" and stored_normalization(spec.architecture, path) is None:
         mean, std = normalization_for(default, spec.architecture, str(path), session.store.mean, session.store.std)
         spec = spec.model_copy(update={"mean": mean, "std": std})
-    used = preparation(session, spec, str(path), choice=choice, default=default, side="teacher")
+    used = preparation(session, spec, str(path), choice=choice, default=default, side="teacher", whole=True)
     facts = f"{file_sha256(path)} {spec.model_dump_json()} {used.identity if used else ''}"
     folder = session.home / "models" / f"file-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
     if not folder.is_dir():

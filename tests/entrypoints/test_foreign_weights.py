@@ -21,9 +21,10 @@ from kd_mlflow.entrypoints.network import build_network, network_spec, start_pre
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.errors import InputError
+from kd_mlflow.models.rearrange import sort_head, turn_channels
 from kd_mlflow.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 from kd_mlflow.tracking.client import connect
-from kd_mlflow.tracking.runs import download, read_run
+from kd_mlflow.tracking.runs import download, find_runs, read_run
 from tests.conftest import TINY, Place, make_place
 from tests.entrypoints.tiny import make
 
@@ -278,22 +279,19 @@ def test_a_pale_teacher_from_elsewhere_is_right_without_an_option(pale, pale_tea
     assert "teacher.pth does not say how its pixels were normalized" in capfd.readouterr().err
     client = connect(pale.place.uri)
     run = read_run(client, result.run_id)
-    assert run.tags["kd.file_normalization"] == "imagenet"
+    assert run.tags["kd.teacher_normalization"] == "imagenet"
     assert run.tags["kd.teacher_near_chance"] == "false"
-    table = json.loads(download(client, result.run_id, "weights_file.json", pale.place.path).read_text())
+    table = json.loads(download(client, result.run_id, "teacher_weights.json", pale.place.path).read_text())
     measured = by_way(table[0]["candidates"])
     assert measured["imagenet", "rgb"] > 0.9 > 0.7 > measured["data", "rgb"]
     assert "imagenet is used" in download(client, result.run_id, "report.html", pale.place.path).read_text()
     # Against its own mean and std it is near chance, which is said without a baseline too.
-    wrong = distill(resolve(DistillConfig, {**given, **OPTIONS, "teacher_normalization": "data"}), terminal=Terminal())
-    assert wrong.teacher["val"]["accuracy"] < 0.65
-    assert "The teacher is weak" in capfd.readouterr().err
-    assert read_run(client, wrong.run_id).tags["kd.teacher_near_chance"] == "true"
-    strict = resolve(
-        DistillConfig, {**given, **OPTIONS, "teacher_normalization": "data", "require_strong_teacher": True}
-    )
-    with pytest.raises(InputError, match="The teacher is weak"):
-        distill(strict)
+    forced = {**given, **OPTIONS, "teacher_normalization": "data", "require_strong_teacher": True}
+    with pytest.raises(InputError, match=r"The teacher is weak: .* is right on 5"):
+        distill(resolve(DistillConfig, forced))
+    newest = find_runs(client, tags={}, role="student")[0]
+    assert newest.run_id != result.run_id
+    assert newest.tags["kd.teacher_near_chance"] == "true"
 
 
 def test_teacher_and_student_have_a_normalization_each():
@@ -305,3 +303,50 @@ def test_teacher_and_student_have_a_normalization_each():
     assert recipe(alike, "teacher", "float32").normalization == "bytes"
     assert resolve(TeacherConfig, {"data": "photos"}).teacher_normalization is None
     assert "teacher_normalization" not in StudentConfig.model_fields
+
+
+@pytest.mark.fault("a teacher file of another network", "one sentence, and no word on its normalization before it")
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_said_of_it(pale, tmp_path, capfd):
+    torch.save(make(7).state_dict(), tmp_path / "w.pth")
+    loud = Session(**{**vars(pale.session), "terminal": Terminal()})
+    plan = recipe(pale.session.config, "teacher", "float32")
+    spec = network_spec(loud, plan)
+    with pytest.raises(InputError, match=r"w\.pth do not fit: shapes differ in 5\.weight"):
+        preparation(loud, spec, str(tmp_path / "w.pth"), choice="auto", default="data", side="teacher", whole=True)
+    torch.save({"conv.weight": torch.ones(3)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"other\.pth do not fit"):
+        preparation(loud, spec, str(tmp_path / "other.pth"), choice="auto", default="data", side="teacher")
+    assert capfd.readouterr().err == ""
+
+
+class AfterTheHead(nn.Module):
+    """Its logits are no plain rows of its last layer, and its first layer does not see the image as it is."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = make(classes)
+        self.register_buffer("gains", torch.tensor([0.5, 1.0, 2.0]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images * self.gains).cumsum(1)
+
+
+def test_what_cannot_be_turned_exactly_is_left_as_it_was(pale, numbered):
+    plain = recipe(numbered.session.config, "control", "float32")
+    model = build_network(numbered.session, plain)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = [*range(1, 11), 0]
+    assert turn_channels(model, back=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert sort_head(model, rows)
+    assert torch.equal(model.head.weight, before["body.5.weight"][rows])
+    assert torch.equal(model.head.bias, before["body.5.bias"][rows])
+    odd = build_network(numbered.session, plain.model_copy(update={"architecture": f"{__name__}:after_the_head"}))
+    before = {name: value.clone() for name, value in odd.state_dict().items()}
+    assert not turn_channels(odd)
+    assert not sort_head(odd, rows)
+    assert all(torch.equal(value, before[name]) for name, value in odd.state_dict().items())
+
+
+def after_the_head(num_classes: int) -> nn.Module:
+    return AfterTheHead(num_classes)
