@@ -87,7 +87,7 @@ def recipe(
     values |= {"role": role, "precision": precision, "method": "labels", "method_options": {}}
     if role == "teacher":
         values |= {"architecture": config.teacher_arch, "weights": config.teacher_weights}
-        for name in ("epochs", "learning_rate", "weight_decay"):
+        for name in ("epochs", "learning_rate", "weight_decay", "normalization"):
             own = getattr(config, f"teacher_{name}")
             values[name] = getattr(config, name) if own is None else own
     else:

@@ -14,7 +14,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["step", "cosine", "multistep", "constant"]
 Augmentation = Literal["none", "crop", "strong"]
 Stem = Literal["standard", "small"]
-Normalization = Literal["auto", "data", "imagenet"]
+Normalization = Literal["auto", "data", "imagenet", "unit", "symmetric", "bytes"]
 CacheUse = Literal["off", "auto", "on"]
 Switch = Literal["auto", "on", "off"]
 
@@ -154,8 +154,9 @@ class ModelOptions(Options):
     dropout: float = option(0.0, "Dropout before the classifier.", panel="Models", ge=0, lt=1)
     normalization: Normalization = option(
         "auto",
-        "Mean and std inside the model: data (of the training split), imagenet, or auto "
-        "(those of the pretrained weights, else of the data).",
+        "Mean and std inside the model: data (of the training split), imagenet, unit (pixels 0..1), symmetric (-1..1), "
+        "bytes (0..255), or auto: those of the pretrained weights, for a weights file what it carries, else what is "
+        "clearly best on validation, else data.",
         panel="Models",
     )
 
@@ -178,6 +179,12 @@ class TeacherOptions(Options):
     )
     teacher_weight_decay: float | None = option(
         None, "Weight decay of the teacher, if it differs.", panel="Training", ge=0
+    )
+    teacher_normalization: Normalization | None = option(
+        None,
+        "Mean and std inside the teacher, if they differ; empty: as --normalization, and for a file given as --teacher "
+        "auto: what the file carries, else what is clearly best on validation, else --normalization.",
+        panel="Models",
     )
 
 
@@ -207,7 +214,7 @@ class DistillationOptions(Options):
         min_length=1,
     )
     require_strong_teacher: bool = option(
-        False, "Refuse a teacher that is worse than the control on validation.", panel="Distillation"
+        False, "Refuse a teacher that is near chance or worse than the control on validation.", panel="Distillation"
     )
 
 

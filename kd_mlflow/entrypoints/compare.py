@@ -22,7 +22,13 @@ from kd_mlflow.entrypoints.record import data_source, record_setup
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.students import teacher_tags, train_or_reuse_student
-from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers, weak_teacher_note
+from kd_mlflow.entrypoints.teachers import (
+    Teacher,
+    find_teachers,
+    prospective_teachers,
+    teacher_notes,
+    weak_teacher_note,
+)
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import GuardError, InputError
@@ -188,6 +194,7 @@ def _one_dataset(
     finished: list[Cell] = []
     for note in notes:
         session.terminal.warn(note)
+    notes += teacher_notes(session, writer, config, teachers, f".{session.store.digest[:12]}")
     notes += [CACHED] if teachers and config.teacher_cache != "off" else []
     left_out = [LeftOut(method, reason) for method, reason in refused.items()]
     for seed in range(config.seed, config.seed + config.seeds):

@@ -16,7 +16,13 @@ from kd_mlflow.entrypoints.registration import Registered
 from kd_mlflow.entrypoints.runs import NEWEST, open_run
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.students import teacher_tags, train_student_under
-from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers, weak_teacher_note
+from kd_mlflow.entrypoints.teachers import (
+    Teacher,
+    find_teachers,
+    prospective_teachers,
+    teacher_notes,
+    weak_teacher_note,
+)
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.train import train_or_reuse
 from kd_mlflow.errors import InputError
@@ -85,8 +91,9 @@ def distill(config: DistillConfig, *, resume: str | None = None, terminal: Termi
         others = NEWEST if resume else None
         teachers = _teachers(session, writer, config, others) if wants_teacher else []
         without_effect = check(session, plan, [teacher.network.model for teacher in teachers])
+        notes = teacher_notes(session, writer, config, teachers)
         control = _control(session, writer, config, others) if config.control else None
-        notes = _compare_teacher(session, writer, config, teachers, control)
+        notes += _compare_teacher(session, writer, config, teachers, control)
         for note in (*warm_up_notes(config), *without_effect):
             session.terminal.warn(note)
             notes.append(note)

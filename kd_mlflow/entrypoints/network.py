@@ -15,6 +15,8 @@ from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_
 from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.refusals import naming_methods
 from kd_mlflow.distillers.registry import create, method_class
+from kd_mlflow.entrypoints.fingerprint import fingerprint
+from kd_mlflow.entrypoints.foreign_weights import Preparation, preparation, record_preparations
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
 from kd_mlflow.entrypoints.machine import LoadWatch
 from kd_mlflow.entrypoints.processes import ProcessDied, check_devices, together
@@ -127,6 +129,8 @@ def fit_network(
         As :func:`train_network`, or the device's memory does not hold a step of two images.
     """
     folder = CheckpointFolder(session.checkpoints(writer.run_id))
+    if (start := start_preparation(session, recipe)) is not None:
+        record_preparations(writer, [start], "start")
     deaths = 0
     while True:
         student = build_network(session, recipe)
@@ -256,7 +260,26 @@ def _fit(task: Task, folder: CheckpointFolder, observer: Several) -> tuple[int, 
 
 def build_network(session: Session, recipe: Recipe) -> Classifier:
     """The recipe's network before its first step."""
-    return build(network_spec(session, recipe), recipe.weights, seed=recipe.seed)
+    spec, start = network_spec(session, recipe), start_preparation(session, recipe)
+    if start is None:
+        return build(spec, recipe.weights, seed=recipe.seed, side=_side(recipe))
+    return start.apply(build(start.spec(spec), recipe.weights, seed=recipe.seed, side=_side(recipe)))
+
+
+def start_preparation(session: Session, recipe: Recipe) -> Preparation | None:
+    """How the weights file is used that a training starts from; None without one, or where it does not matter."""
+    spec, choice = network_spec(session, recipe), recipe.normalization
+    return preparation(session, spec, recipe.weights, choice=choice, default="data", side=_side(recipe))
+
+
+def training_fingerprint(session: Session, recipe: Recipe, teacher_digests: Sequence[str] = ()) -> str:
+    """The identity of a training (32 hex digits), how its weights file is used included."""
+    start = start_preparation(session, recipe)
+    return fingerprint(recipe, session.store.digest, [*teacher_digests, *([start.identity] if start else [])])
+
+
+def _side(recipe: Recipe) -> str:
+    return "teacher" if recipe.role == "teacher" else "student"
 
 
 def network_spec(session: Session, recipe: Recipe) -> ModelSpec:

@@ -25,7 +25,7 @@ from kd_mlflow.entrypoints.search_view import SearchView
 from kd_mlflow.entrypoints.search_worker import do_trials
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.studies import new_study_note, require_runs
-from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers
+from kd_mlflow.entrypoints.teachers import Teacher, find_teachers, prospective_teachers, teacher_notes
 from kd_mlflow.entrypoints.terminal import Terminal
 from kd_mlflow.entrypoints.trials import cache_note, known_metrics, recipes_to_check, sweep
 from kd_mlflow.entrypoints.workers import start_workers, watch
@@ -123,6 +123,7 @@ def _drive(session: Session, study: SearchStudy, config: SearchConfig, notes: li
         teachers = _teachers(session, study, writer) if taught else []
         models = [teacher.network.model for teacher in teachers]
         _check_all(session, config, study.space, models)
+        about_teachers = teacher_notes(session, writer, config, teachers)
         if models and (said := cache_note(session, config, study.space, models)):
             terminal.say(said)
         deadline = time.time() + config.timeout if config.timeout else None
@@ -145,7 +146,7 @@ def _drive(session: Session, study: SearchStudy, config: SearchConfig, notes: li
         if not best:
             raise KdMlflowError(_nothing_completed(study))
         finals = train_finals(session, study, writer, teachers, best[0]) if config.final_seeds else None
-        record_search(session, study, writer, teachers, best, finals, notes)
+        record_search(session, study, writer, teachers, best, finals, [*notes, *about_teachers])
         return SearchResult(writer.run_id, study.name, ending, now.trials, describe(study, best[0]), finals)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Session:
         Where runs are made; once the command's own run is open, that run's experiment.
     checkpoint_root:
         The folder that holds a folder of checkpoints a run.
+    preparations:
+        What is known of weights files that were used: see :mod:`kd_mlflow.entrypoints.foreign_weights`.
     """
 
     config: Any
@@ -46,6 +48,7 @@ class Session:
     terminal: Terminal
     experiment: str
     checkpoint_root: Path
+    preparations: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kd_mlflow.config import DistillConfig, Recipe
-from kd_mlflow.entrypoints.fingerprint import fingerprint
+from kd_mlflow.entrypoints.foreign_weights import notes_of
 from kd_mlflow.entrypoints.in_turn import measure_views
-from kd_mlflow.entrypoints.network import train_network
+from kd_mlflow.entrypoints.network import start_preparation, train_network, training_fingerprint
 from kd_mlflow.entrypoints.recipes import student_recipe
 from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, view_of
 from kd_mlflow.entrypoints.registration import Registered, register_network
@@ -66,7 +66,9 @@ def train_student_under(
         teacher = teachers[0].network.model if teachers else None
         views, sitting = measure_views(session, writer, teacher, views, trained.network.model)
     reconstructed = [RECONSTRUCTION] if trained.evidence == "reconstruction" else []
-    record_report(session, writer, config, views, trained.verdict.test, [*notes, *reconstructed], sitting)
+    start = start_preparation(session, plan)
+    notes = [*notes, *notes_of([start] if start else []), *reconstructed]
+    record_report(session, writer, config, views, trained.verdict.test, notes, sitting)
     _record_gains(writer, student, teachers[0].view if teachers else None, control)
     registered = None
     if config.register_model:
@@ -121,7 +123,7 @@ def train_or_reuse_student(
 
 def student_fingerprint(session: Session, plan: Recipe, teachers: Sequence[Teacher]) -> str:
     """The identity of the student's training."""
-    return fingerprint(plan, session.store.digest, [teacher.network.digest for teacher in teachers])
+    return training_fingerprint(session, plan, [teacher.network.digest for teacher in teachers])
 
 
 def teacher_tags(teachers: Sequence[Teacher]) -> dict[str, str]:

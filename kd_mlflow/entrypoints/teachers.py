@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kd_mlflow.config import CompareConfig, DistillConfig, recipe
+from kd_mlflow.config import CompareConfig, DistillConfig, SearchConfig, recipe
+from kd_mlflow.entrypoints.candidates import chance_bound
 from kd_mlflow.entrypoints.evaluate import evaluate_network, exact, find_network, network_of_run, same_classes
-from kd_mlflow.entrypoints.fingerprint import fingerprint
-from kd_mlflow.entrypoints.network import Network, build_network, load_network, network_spec
+from kd_mlflow.entrypoints.foreign_weights import Preparation, notes_of, preparation, record_preparations
+from kd_mlflow.entrypoints.network import Network, build_network, load_network, network_spec, training_fingerprint
 from kd_mlflow.entrypoints.record import view_of
 from kd_mlflow.entrypoints.registration import data_tags, model_tags
 from kd_mlflow.entrypoints.reuse import chosen_network
@@ -22,23 +23,30 @@ from kd_mlflow.entrypoints.train import finished_runs, train_role
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.artifact import save_model
 from kd_mlflow.models.classifier import Classifier
-from kd_mlflow.models.zoo import build, known
+from kd_mlflow.models.zoo import build, known, normalization_for, stored_normalization
 from kd_mlflow.reports.data import RunView
 from kd_mlflow.reports.paired import LABELS_ONLY, paired_views, told
 from kd_mlflow.tracking.artifacts import ArtifactsGone
 from kd_mlflow.tracking.records import is_deleted
 from kd_mlflow.tracking.registry import champion
-from kd_mlflow.tracking.runs import find_runs
+from kd_mlflow.tracking.runs import RunWriter, find_runs
 from kd_mlflow.training.checkpoint import file_sha256
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher at hand, with its figures on this data and the exact version it is."""
+    """A teacher at hand, with its figures on this data and the exact version it is.
+
+    Attributes
+    ----------
+    preparation:
+        How a weights file is used; None for a teacher of another kind.
+    """
 
     network: Network
     view: RunView
     uri: str
+    preparation: Preparation | None = None
 
 
 def find_teachers(session: Session, config: DistillConfig, *, resume: str | None, fixed: str = "") -> list[Teacher]:
@@ -87,6 +95,50 @@ def weak_teacher_note(config: DistillConfig | CompareConfig, teachers: Sequence[
     return note
 
 
+def teacher_notes(
+    session: Session,
+    writer: RunWriter,
+    config: DistillConfig | CompareConfig | SearchConfig,
+    teachers: Sequence[Teacher],
+    suffix: str = "",
+) -> list[str]:
+    """What the report says of the teachers alone: how a weights file is used, and who is near chance; recorded.
+
+    Parameters
+    ----------
+    suffix:
+        Of the tags, where a run has several data sets.
+
+    Raises
+    ------
+    InputError
+        One is near chance, and a strong teacher was required.
+    """
+    used = [teacher.preparation for teacher in teachers if teacher.preparation is not None]
+    record_preparations(writer, used, "teacher", suffix)
+    weak = [note for teacher in teachers if (note := _near_chance(session, teacher))]
+    for note in weak:
+        session.terminal.warn(note)
+    if teachers:
+        writer.tags({f"kd.teacher_near_chance{suffix}": str(bool(weak)).lower()})
+    if weak and config.require_strong_teacher:
+        raise InputError(f"{weak[0]} Train a better one, or leave out --require-strong-teacher.")
+    return [*notes_of(used), *weak]
+
+
+def _near_chance(session: Session, teacher: Teacher) -> str:
+    """A sentence on a teacher that is no better on validation than one that always gives one answer; else empty."""
+    labels = session.store.labels[session.store.splits["val"]]
+    accuracy, bound = teacher.view.metrics["val/accuracy"], chance_bound(labels)
+    if accuracy > bound:
+        return ""
+    return (
+        f"The teacher is weak: {teacher.uri} is right on {accuracy:.1%} of {len(labels)} validation images, and to "
+        f"name always the most frequent class is right on {chance_bound(labels, 0):.1%} (better than chance is above "
+        f"{bound:.1%})."
+    )
+
+
 def _of(config: DistillConfig, asked: str) -> DistillConfig:
     """The same with the architecture of the teacher that was asked for."""
     return config if asked == "auto" else config.model_copy(update={"teacher_arch": asked})
@@ -104,8 +156,13 @@ def _find(session: Session, config: DistillConfig, asked: str, resume: str | Non
         return teacher or _trained(session, config, resume)
     uri = exact(session.client, asked)
     path = Path(uri)
-    network = _from_weights(session, config, path) if path.is_file() else find_network(session.client, uri)
-    return _measured(session, network, uri)
+    if path.is_file():
+        network, used = _from_weights(session, config, path)
+    else:
+        network, used = find_network(session.client, uri), None
+        if config.teacher_normalization is not None and asked in config.teacher:
+            session.terminal.warn(f"{uri} carries its own mean and std, which --teacher-normalization does not change.")
+    return _measured(session, network, uri, used)
 
 
 def _fixed(session: Session, config: DistillConfig, uri: str) -> Teacher:
@@ -118,22 +175,22 @@ def _fixed(session: Session, config: DistillConfig, uri: str) -> Teacher:
     """
     path = Path(uri)
     try:
-        network = _from_weights(session, config, path) if path.is_file() else chosen_network(session, uri)
+        network, used = _from_weights(session, config, path) if path.is_file() else (chosen_network(session, uri), None)
     except ArtifactsGone as gone:
         advice = "put the artifacts back there, or start anew, without --resume or with another --study"
         raise ArtifactsGone(f"{gone.fact}, and what goes on was taught by it", advice) from None
-    return _measured(session, network, uri)
+    return _measured(session, network, uri, used)
 
 
-def _measured(session: Session, network: Network, uri: str) -> Teacher:
+def _measured(session: Session, network: Network, uri: str, used: Preparation | None) -> Teacher:
     same_classes(session, network, uri)
-    return Teacher(network, _figures(session, network, uri), uri)
+    return Teacher(network, _figures(session, network, uri), uri, used)
 
 
 def _was_cut_off(session: Session, config: DistillConfig) -> bool:
     """Whether an earlier part of this work began to train a teacher, which then comes before any champion."""
     plan = recipe(config, "teacher", session.precision)
-    key = ("kd.fingerprint", fingerprint(plan, session.store.digest))
+    key = ("kd.fingerprint", training_fingerprint(session, plan))
     return bool(unfinished_runs(session, "teacher", key))
 
 
@@ -209,12 +266,19 @@ def _figures(session: Session, network: Network, uri: str) -> RunView:
     return evaluate_network(session, network, ("val", "test"), uri, owner=False)
 
 
-def _from_weights(session: Session, config: DistillConfig, path: Path) -> Network:
-    """A weights file of the architecture ``--teacher-arch``, written out as a model folder."""
-    plan = recipe(config, "teacher", session.precision).model_copy(update={"weights": str(path)})
-    spec = network_spec(session, plan)
-    key = hashlib.sha256(f"{file_sha256(path)} {spec.model_dump_json()}".encode()).hexdigest()[:32]
-    folder = session.home / "models" / f"file-{key}"
+def _from_weights(session: Session, config: DistillConfig, path: Path) -> tuple[Network, Preparation | None]:
+    """A weights file of the architecture ``--teacher-arch``, written out as a model folder, and how it is used."""
+    choice = config.teacher_normalization or "auto"
+    plan = recipe(config, "teacher", session.precision)
+    spec = network_spec(session, plan.model_copy(update={"weights": str(path), "normalization": choice}))
+    default = "data" if config.normalization == "auto" else config.normalization
+    if choice == "auto" and stored_normalization(spec.architecture, path) is None:
+        mean, std = normalization_for(default, spec.architecture, str(path), session.store.mean, session.store.std)
+        spec = spec.model_copy(update={"mean": mean, "std": std})
+    used = preparation(session, spec, str(path), choice=choice, default=default, side="teacher", whole=True)
+    facts = f"{file_sha256(path)} {spec.model_dump_json()} {used.identity if used else ''}"
+    folder = session.home / "models" / f"file-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
     if not folder.is_dir():
-        save_model(folder, build(spec, str(path), seed=0, replace_head=False), program=False)
-    return load_network(folder)
+        model = build(used.spec(spec) if used else spec, str(path), seed=0, whole=True, side="teacher")
+        save_model(folder, used.apply(model) if used else model, program=False)
+    return load_network(folder), used

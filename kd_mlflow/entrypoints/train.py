@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kd_mlflow.config import Options, Role, StudentConfig, TeacherConfig, recipe
-from kd_mlflow.entrypoints.fingerprint import fingerprint
-from kd_mlflow.entrypoints.network import check, train_network
+from kd_mlflow.entrypoints.foreign_weights import notes_of
+from kd_mlflow.entrypoints.network import check, start_preparation, train_network, training_fingerprint
 from kd_mlflow.entrypoints.record import record_network, record_report, record_setup, summary, view_of
 from kd_mlflow.entrypoints.registration import Registered, register_network
 from kd_mlflow.entrypoints.reuse import whole_view
@@ -60,7 +60,7 @@ def train_role(
     """Train a teacher or a control as a run of its own."""
     own = _narrow(config, role)
     plan = recipe(own, role, session.precision)
-    key = ("kd.fingerprint", fingerprint(plan, session.store.digest))
+    key = ("kd.fingerprint", training_fingerprint(session, plan))
     name = f"{role} {plan.architecture}"
     check(session, plan, ())
     with open_run(session, role, key, resume=resume, owner=owner, name=name, config=own, plan=plan) as writer:
@@ -69,7 +69,8 @@ def train_role(
         record_network(session, writer, plan, trained)
         writer.settle()
         view = view_of(session.client, writer.run_id)
-        record_report(session, writer, own, [view], trained.verdict.test, [])
+        start = start_preparation(session, plan)
+        record_report(session, writer, own, [view], trained.verdict.test, notes_of([start] if start else []))
         registered = None
         if role == "teacher" and own.register_model:
             metrics = trained.verdict.val.metrics
@@ -107,7 +108,7 @@ def finished_runs(session: Session, config: Options, role: Role) -> list[str]:
     if not config.reuse:
         return []
     plan = recipe(_narrow(config, role), role, session.precision)
-    tags = {"kd.fingerprint": fingerprint(plan, session.store.digest)}
+    tags = {"kd.fingerprint": training_fingerprint(session, plan)}
     return [run.run_id for run in find_runs(session.client, tags=tags, role=role, status="FINISHED")]
 
 

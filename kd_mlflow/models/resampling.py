@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import math
@@ -57,8 +58,14 @@ def resampled(body: nn.Module, state: Mapping[str, Tensor], source: str) -> dict
                 "they were learned at."
             )
         state[name] = value
-    log.warning("The position embeddings in %s were learned at another image size and are resampled.", source)
+    _say_resampled(source)
     return state
+
+
+@functools.cache
+def _say_resampled(source: str) -> None:
+    """A command builds a network several times, and says this once."""
+    log.warning("The position embeddings in %s were learned at another image size and are resampled.", source)
 
 
 def _differing(body: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

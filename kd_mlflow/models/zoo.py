@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from kd_mlflow.errors import InputError
 from kd_mlflow.models.architectures import (
@@ -24,14 +23,36 @@ from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.exits import ExitBranches
 from kd_mlflow.models.heads import head_names
 from kd_mlflow.models.sizes import size_error
-from kd_mlflow.models.weights import default_entry, imagenet_weights, is_torchvision_file, load_weights, read_weights
+from kd_mlflow.models.weights import (
+    INSIDE,
+    default_entry,
+    imagenet_weights,
+    is_torchvision_file,
+    load_weights,
+    read_weights,
+)
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "build", "known", "normalization_for"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "NORMALIZATIONS",
+    "build",
+    "known",
+    "normalization_for",
+    "stored_normalization",
+]
 
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+# Mean and std on the 0..1 scale by the names that options have for them.
+NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "unit": ((0.0,) * 3, (1.0,) * 3),
+    "symmetric": ((0.5,) * 3, (0.5,) * 3),
+    "bytes": ((0.0,) * 3, (1 / 255,) * 3),
+}
 
 
 def build(
@@ -39,7 +60,8 @@ def build(
     weights: str = "none",
     *,
     seed: int | None = None,
-    replace_head: bool = True,
+    whole: bool = False,
+    side: str = "",
     sized: bool = True,
 ) -> Classifier:
     """A network as described, in training mode, on the CPU.
@@ -55,8 +77,10 @@ def build(
     seed:
         Of the fresh weights; None draws from torch's global generator. With a seed, the global
         generator is left as it was.
-    replace_head:
-        Leave the classifier layer fresh when the weights' own has another shape; else that is an error.
+    whole:
+        Whether a classifier or stem that the weights lack, or have in another shape, is an error; else it is fresh.
+    side:
+        ``teacher`` or ``student``: which weights to take from a checkpoint that holds those of both.
     sized:
         Build transformers of timm's for the spec's image size; else for the size of timm's own weights.
 
@@ -66,11 +90,11 @@ def build(
         An unknown architecture, weights that cannot be had or do not fit, or images too small.
     """
     if seed is None:
-        return _build(spec, weights, replace_head, sized)
+        return _build(spec, weights, whole, side, sized)
     with torch.random.fork_rng(devices=[]):
         # Only the CPU's generator: fresh weights are drawn there, and others must not notice.
         torch.default_generator.manual_seed(seed)
-        return _build(spec, weights, replace_head, sized)
+        return _build(spec, weights, whole, side, sized)
 
 
 def normalization_for(
@@ -81,28 +105,58 @@ def normalization_for(
     Parameters
     ----------
     choice:
-        ``data``, ``imagenet``, or ``auto``: what the starting weights were trained with where that is
-        known (ImageNet weights, files under torchvision's names, files written by this package), else
-        the data's own.
+        ``data``, a name of :data:`NORMALIZATIONS`, or ``auto``: what the starting weights were trained with where
+        that is known (ImageNet weights, files under torchvision's names, files that carry mean and std), else the
+        data's own.
     data_mean, data_std:
         Of the training split.
     """
     data = _triple(data_mean), _triple(data_std)
     if choice == "data":
         return data
-    if choice == "imagenet":
-        return IMAGENET_MEAN, IMAGENET_STD
+    if choice in NORMALIZATIONS:
+        return NORMALIZATIONS[choice]
     if weights == "none":
         return data
     if weights == "imagenet":
         return _imagenet_normalization(architecture)
-    path = Path(weights)
+    return stored_normalization(architecture, Path(weights)) or data
+
+
+def stored_normalization(architecture: str, path: Path) -> tuple[Triple, Triple] | None:
+    """Mean and std that a weights file says it was trained with; None where it does not say.
+
+    Torchvision's files say so by their names; others by three numbers each under ``mean`` and ``std``, beside the
+    mapping or the ``body.`` that holds the weights, on the scale 0..1 or 0..255.
+    """
     if is_torchvision_file(architecture, path):
         return IMAGENET_MEAN, IMAGENET_STD
-    return _stored_normalization(path) or data
+    try:
+        state = read_weights(path)
+    except InputError:
+        return None
+    for name in sorted((name for name in state if name.endswith("mean")), key=len):
+        place = name.removesuffix("mean")
+        holds = any(rest.startswith("body.") or INSIDE in rest for rest in _behind(state, place))
+        if place[-1:] in ("", ".", INSIDE) and holds:
+            found = _channels(state[name]), _channels(state.get(f"{place}std"))
+            if found[0] and found[1] and min(found[1]) > 0:
+                scale = 255 if max(found[0]) > 1 else 1
+                return tuple(m / scale for m in found[0]), tuple(s / scale for s in found[1])  # type: ignore[return-value]
+    return None
 
 
-def _build(spec: ModelSpec, weights: str, replace_head: bool, sized: bool) -> Classifier:
+def _behind(state: dict[str, Tensor], place: str) -> list[str]:
+    return [name[len(place) :] for name in state if name.startswith(place)]
+
+
+def _channels(value: Tensor | None) -> Triple | None:
+    if value is None or value.shape not in ((3,), (1, 3, 1, 1), (3, 1, 1)) or not value.is_floating_point():
+        return None
+    return _triple(value.flatten().tolist()) if bool(value.isfinite().all()) else None
+
+
+def _build(spec: ModelSpec, weights: str, whole: bool, side: str, sized: bool) -> Classifier:
     from_timm = weights == "imagenet" and spec.architecture.startswith(TIMM)
     if weights == "imagenet" and is_factory(spec.architecture):
         raise InputError(f"There are no ImageNet weights for '{spec.architecture}'; use none or a weights file.")
@@ -113,13 +167,13 @@ def _build(spec: ModelSpec, weights: str, replace_head: bool, sized: bool) -> Cl
     if weights != "none" and not from_timm:
         is_file = weights != "imagenet"
         state = read_weights(Path(weights)) if is_file else imagenet_weights(spec.architecture)
-        heads = head_names(body) if replace_head else []
+        heads = [] if whole else head_names(body)
         replaceable = {f"{head}.{part}": "classifier" for head in heads for part in ("weight", "bias")}
         stem = replaced_stem_key(body, spec.architecture, spec.stem)
-        if stem is not None:
+        if stem is not None and not whole:
             replaceable |= {stem: "stem", stem.removesuffix("weight") + "bias": "stem"}
         source = weights if is_file else f"torchvision's {spec.architecture}"
-        load_weights(body, state, source, replaceable, gate_names(body))
+        load_weights(body, state, source, replaceable, gate_names(body), side)
     model = Classifier(spec, body)
     _check_takes_images(model)
     if spec.exits != "none":
@@ -153,24 +207,6 @@ def _imagenet_normalization(architecture: str) -> tuple[Triple, Triple]:
         return IMAGENET_MEAN, IMAGENET_STD
     transforms = default_entry(architecture).transforms()
     return _triple(transforms.mean), _triple(transforms.std)
-
-
-def _stored_normalization(path: Path) -> tuple[Triple, Triple] | None:
-    """Mean and std out of a weights file that this package wrote."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            if not {"mean", "std"} <= set(file.keys()):
-                return None
-            shapes = [file.get_slice(name).get_shape() for name in ("mean", "std")]
-            if shapes != [[1, 3, 1, 1]] * 2:
-                return None
-            mean, std = (_triple(file.get_tensor(name).flatten().tolist()) for name in ("mean", "std"))
-    except (SafetensorError, OSError, TypeError):
-        return None
-    known = all(math.isfinite(value) for value in (*mean, *std)) and min(std) > 0
-    return (mean, std) if known else None
 
 
 def _triple(values: Sequence[float]) -> Triple:
