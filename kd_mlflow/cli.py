@@ -238,10 +238,15 @@ def predict(folder: Path, images: Sequence[Path], top_k: int, batch_size: int, d
     from kd_mlflow.entrypoints.deploy import predict_images
     from kd_mlflow.entrypoints.show import predictions
 
-    result = predict_images(folder, images, top_k, batch_size, device, _terminal())
+    terminal = _terminal()
+    result = predict_images(folder, images, top_k, batch_size, device, terminal)
     _print(result, as_json, predictions)
+    bad = result["unreadable"]
     if not result["predictions"]:
-        raise InputError("None of the files could be read as an image.")
+        first = f"{bad[0]['path']}: {bad[0]['reason']}"
+        raise InputError(f"None of {len(bad)} files can be used as an image, the first: {first}.")
+    if bad:
+        terminal.warn(f"{len(bad)} of {len(bad) + len(result['predictions'])} files cannot be used.")
 
 
 @cli.command()

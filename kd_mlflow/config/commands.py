@@ -126,6 +126,9 @@ class WorkerConfig(StudyOptions, PlaceOptions):
     """Options of `search-worker`."""
 
     data: str = option("", "Where the study's data lies on this machine; empty: as for `search`.", panel="Data")
+    follow_links: bool | None = option(
+        None, "Follow links that lead out of the data folder; empty: as for `search`.", panel="Data"
+    )
 
 
 class EvaluateConfig(DataOptions, PlaceOptions):

@@ -26,10 +26,17 @@ class ImageOptions(Options):
         224, "Side of the square the network sees, in pixels.", panel="Data", common=True, ge=16, le=1024
     )
     max_bad: float = option(
-        0.01, "Largest share of unreadable files before preparation stops.", panel="Data", ge=0, le=1
+        0.01,
+        "Largest share of unreadable pictures before preparation stops; files beside them do not count.",
+        panel="Data",
+        ge=0,
+        le=1,
     )
     split_seed: int = option(
         0, "Seed of the 60/20/20 split of a folder without train and test.", panel="Data", ge=0, le=SEEDS
+    )
+    follow_links: bool = option(
+        False, "Follow links that lead out of the data folder: pools, caches of DVC and of hubs.", panel="Data"
     )
 
 

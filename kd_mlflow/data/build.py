@@ -7,19 +7,15 @@ import json
 import logging
 import os
 import shutil
-import warnings
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from kd_mlflow.data import depth, manifest
 from kd_mlflow.data.images import BadImage, Decoded, decode, from_array
@@ -27,37 +23,18 @@ from kd_mlflow.data.layout import SPLITS, BadFile, Item
 from kd_mlflow.data.manifest import Meta
 from kd_mlflow.data.ranges import Depths, flat_notes, measured_range, range_notes
 from kd_mlflow.data.sources import Source, content_digest
-from kd_mlflow.data.splits import TRAIN, UNSAID, Rows, assign, check, needs_cut
+from kd_mlflow.data.splits import TRAIN, Rows, assign, check
+from kd_mlflow.data.survey import Survey, declared, in_order, no_size_warnings
 from kd_mlflow.errors import InputError
 
 Progress = Callable[[int, int], None]
-Given = TypeVar("Given")
-Made = TypeVar("Made")
 
-# Files that a thread takes at once: between two of them the interpreter has work of its own.
-_AT_ONCE = 8
 # Bytes after which what was written is sent on to the disk, so that it has little left to do at the end.
 _FLUSHED_AT_ONCE = 2**26
 # As many squares of a byte as a float32 adds up without rounding.
 _EXACT = 256
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """A source whose files have all been read once.
-
-    Attributes
-    ----------
-    digests:
-        ``[files, 32]``, uint8; zeros where a file could not be read.
-    key:
-        Names the store: a hash over content, classes, splits and size, and over the range of values where that matters.
-    """
-
-    digests: np.ndarray
-    key: str
 
 
 @dataclass(frozen=True)
@@ -72,23 +49,6 @@ class Row:
 def side_of(image_size: int) -> int:
     """Side of the stored square: an eighth more than the network sees, rounded up, for crops to move in."""
     return -(-image_size * 8 // 7)
-
-
-def survey(source: Source, image_size: int, split_seed: int, value_range: tuple[int, int] | None = None) -> Survey:
-    """Hash every file, so that the same content finds the same store wherever it lies; see :func:`build`."""
-    items = source.arrangement().items
-    digests, deep = np.zeros((len(items), 32), dtype=np.uint8), False
-    with _no_size_warnings():
-        for place, (digest, is_deep) in enumerate(_in_order(lambda place: _digest(source, place), range(len(items)))):
-            digests[place] = np.frombuffer(digest, dtype=np.uint8)
-            deep |= is_deep
-    cut = needs_cut(_declared(items))
-    key = hashlib.sha256(repr((manifest.FORMAT, image_size, (split_seed, source.held_out) if cut else None)).encode())
-    if deep:
-        key.update(repr((depth.VERSION, value_range)).encode())
-    for item, digest in zip(items, digests, strict=True):
-        key.update(json.dumps([item.path, item.label, item.split, digest.tobytes().hex()]).encode("ascii"))
-    return Survey(digests, key.hexdigest()[:32])
 
 
 def build(
@@ -108,29 +68,30 @@ def build(
         The disk is too small, too many files are bad, or the splits cannot be used.
     """
     arrangement = source.arrangement()
-    items, side = arrangement.items, side_of(image_size)
+    items, side = [arrangement.items[index] for index in surveyed.indices], side_of(image_size)
     check_disk(folder, len(items), side)
     writer = _Writer(folder, len(items), 3 * side * side, on_progress)
     try:
-        with _no_size_warnings():
-            writer.take(items, _in_order(lambda place: _row(source, surveyed.digests, place, side), range(len(items))))
+        with no_size_warnings():
+            rows = in_order(lambda place: _row(source, surveyed, place, side), range(len(items)))
+            writer.take(items, rows)
         writer.close()
         check_bad(writer.bad, len(items), max_bad)
         places = np.frombuffer(writer.places, dtype=np.int64) if writer.places else np.zeros(0, dtype=np.int64)
         number = {name: label for label, name in enumerate(arrangement.classes)}
-        rows = Rows(
+        kept = Rows(
             labels=np.array([number[items[place].label] for place in places], dtype=np.int64),
-            declared=_declared(items)[places], digests=surveyed.digests[places],
+            declared=declared(items)[places], digests=surveyed.digests[places],
             path_of=lambda row: items[places[row]].path,
         )  # fmt: skip
-        splits, notes = assign(rows, source.held_out, split_seed)
-        notes += check(rows, splits, arrangement.classes)
+        splits, notes = assign(kept, source.held_out, split_seed)
+        notes += check(kept, splits, arrangement.classes)
         used = _rescaled(source, surveyed, writer, splits, side, value_range) if writer.depths else None
         if used is not None:
             given = value_range is not None
-            notes += range_notes(writer.depths, splits, rows.labels, arrangement.classes, used, given)
-        notes += flat_notes(writer.all_moments(), side, splits, rows.labels, arrangement.classes)
-        np.save(folder / manifest.LABELS, rows.labels)
+            notes += range_notes(writer.depths, splits, kept.labels, arrangement.classes, used, given)
+        notes += flat_notes(writer.all_moments(), side, splits, kept.labels, arrangement.classes)
+        np.save(folder / manifest.LABELS, kept.labels)
         np.save(folder / manifest.SPLIT_CODES, splits)
         digest = _write_manifest(folder, items, places, splits, writer, surveyed.digests, used)
         mean, std = writer.statistics(splits, side)
@@ -311,44 +272,26 @@ def _rescaled(
     used = given or measured_range(table[train] if train.any() else table)
     if used != depth.FULL_RANGE:
         places = (writer.places[row] for row in rows)
-        with _no_size_warnings():
-            writer.rewrite(rows, _in_order(lambda place: _row(source, surveyed.digests, place, side, used), places))
+        with no_size_warnings():
+            writer.rewrite(rows, in_order(lambda place: _row(source, surveyed, place, side, used), places))
     return used
 
 
-@contextmanager
-def _no_size_warnings() -> Iterator[None]:
-    """Pillow warns of any image above half the size it refuses; the limit here is our own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
-
-
-def _digest(source: Source, place: int) -> tuple[bytes, bool]:
-    """The digest of a file, and whether the range of values bears on its pixels."""
-    if source.arrangement().items[place].entry.problem:
-        return bytes(32), False
-    try:
-        content = source.read(place)
-    except OSError:
-        return bytes(32), False
-    return content_digest(content), isinstance(content, bytes) and depth.concerns(content)
-
-
 def _row(
-    source: Source, digests: np.ndarray, place: int, side: int, value_range: tuple[int, int] = depth.FULL_RANGE
+    source: Source, surveyed: Survey, place: int, side: int, value_range: tuple[int, int] = depth.FULL_RANGE
 ) -> Row | BadImage:
-    problem = source.arrangement().items[place].entry.problem
+    index, digest = int(surveyed.indices[place]), surveyed.digests[place]
+    problem = source.arrangement().items[index].entry.problem
     if problem:
         return BadImage(problem)
     try:
-        content = source.read(place)
+        content = source.read(index)
     except OSError as error:
-        if digests[place].any():
-            raise _changed(source, place) from None
+        if digest.any():
+            raise _changed(source, index) from None
         return BadImage(f"cannot be read: {error.strerror or error}")
-    if content_digest(content) != digests[place].tobytes():
-        raise _changed(source, place)
+    if content_digest(content) != digest.tobytes():
+        raise _changed(source, index)
     try:
         image = decode(content, side, value_range) if isinstance(content, bytes) else from_array(content, side)
     except BadImage as bad:
@@ -374,25 +317,3 @@ def _moments(pixels: np.ndarray) -> np.ndarray:
         total += [np.einsum("cbn->cb", values).sum(axis=1, dtype=np.float64),
                   np.einsum("cbn,cbn->cb", values, values).sum(axis=1, dtype=np.float64)]  # fmt: skip
     return total
-
-
-def _declared(items: list[Item]) -> np.ndarray:
-    return np.array([UNSAID if item.split is None else SPLITS.index(item.split) for item in items], dtype=np.int8)
-
-
-def _in_order(work: Callable[[Given], Made], todo: Iterable[Given]) -> Iterator[Made]:
-    """The results in order, made by all cores, only a few of them ahead of what is taken."""
-    # Threads suffice: reading, hashing, decoding and scaling all run outside the interpreter's lock.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ahead: deque[Future[list[Made]]] = deque()
-    left = iter(todo)
-    with ThreadPoolExecutor(cores, thread_name_prefix="prepare") as pool:
-        try:
-            while some := list(islice(left, _AT_ONCE)):
-                ahead.append(pool.submit(lambda given: [work(one) for one in given], some))
-                if len(ahead) > 2 * cores:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from kd_mlflow.data.folders import FolderSource
+from kd_mlflow.data.images import read_head
 from kd_mlflow.data.layout import Arrangement, Entry, Item, Split
 from kd_mlflow.errors import InputError
 from kd_mlflow.places import check_writable
@@ -49,6 +50,15 @@ class CatalogSource:
         arrangement, pixels = self._loaded
         entry = arrangement.items[place].entry
         return pixels[entry.offset] if pixels is not None else Path(entry.path).read_bytes()
+
+    def head(self, index: int) -> bytes | None:
+        """None where pixels are at hand, else the first bytes of an item's file."""
+        arrangement, pixels = self._loaded
+        return None if pixels is not None else read_head(arrangement.items[index].entry.path)
+
+    def clutter_note(self) -> str:
+        """Nothing: what is downloaded holds images only."""
+        return ""
 
     @functools.cached_property
     def _loaded(self) -> tuple[Arrangement, np.ndarray | None]:

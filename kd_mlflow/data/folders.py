@@ -6,36 +6,49 @@ import functools
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_mlflow.data.images import MAX_BYTES, opened_path, read_file, too_many_bytes
-from kd_mlflow.data.layout import MAX_DEPTH, Arrangement, Entry, arrange, is_clutter
+from kd_mlflow.data.clutter import clutter_label, is_clutter, left_out
+from kd_mlflow.data.images import MAX_BYTES, opened_path, read_file, read_head, too_many_bytes
+from kd_mlflow.data.layout import MAX_DEPTH, Arrangement, Entry, arrange
 from kd_mlflow.errors import InputError
 
 
 class FolderSource:
-    """The files below a folder; links are followed as long as they stay inside it.
+    """The files below a folder; links are followed as long as they stay inside it, or everywhere if that is allowed.
 
-    ``stamp`` and ``arrangement`` raise InputError for a link that leaves the folder and for a folder that
-    cannot be listed.
+    ``stamp``, ``files`` and ``arrangement`` raise InputError for a link that leaves the folder without leave, for one
+    that leads back to a folder above it, and for a folder that cannot be listed.
     """
 
     held_out = 0.2
 
-    def __init__(self, root: Path, name: str = "") -> None:
+    def __init__(self, root: Path, name: str = "", *, follow_links: bool = False) -> None:
         self.root = root
         self.name = name or root.name or "data"
+        self.what = f"The folder {str(root)!r}"
+        self.follow_links = follow_links
+        self._clutter: Counter[str] | None = None
 
     def stamp(self) -> str:
-        """A hash of all paths, sizes and times."""
+        """A hash of all paths, sizes and times; of a link's target, where it leads to one."""
         marks = hashlib.sha256(os.fsencode(self.root))
-        for path, status in self._walk("", (os.path.realpath(self.root),)):
+        for path, status in self._listed():
             mark = None
             if status is not None:
                 mark = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
             marks.update(repr((path, mark)).encode())
         return marks.hexdigest()
+
+    def files(self) -> list[Entry]:
+        """Every file that is not clutter, in the order of the names."""
+        return [_entry(path, status) for path, status in self._listed() if status is not None]
+
+    def clutter_note(self) -> str | None:
+        """What of other programs was left out when the folder was last listed; None if it was not."""
+        return None if self._clutter is None else left_out(self.what, self._clutter)
 
     def arrangement(self) -> Arrangement:
         """Items, classes and warnings."""
@@ -44,18 +57,28 @@ class FolderSource:
     def read(self, place: int) -> bytes:
         """The bytes of an item's file, which may have become another one since it was listed."""
         path = self._arranged.items[place].entry.path
-        return read_file(f"{self.root}/{path}", lambda real: self._check_inside(real, self._opened_root, path))
+        return read_file(f"{self.root}/{path}", lambda real: self._check_opened(real, path))
+
+    def head(self, index: int) -> bytes:
+        """The first bytes of an item's file; none if it cannot be read."""
+        path = self._arranged.items[index].entry.path
+        return read_head(f"{self.root}/{path}", lambda real: self._check_opened(real, path))
 
     @functools.cached_property
     def _arranged(self) -> Arrangement:
         entries: list[Entry] = []
         folders: set[str] = set()
-        for path, status in self._walk("", (os.path.realpath(self.root),)):
+        for path, status in self._listed():
             if status is None:
                 folders.add(path)
             else:
                 entries.append(_entry(path, status))
-        return arrange(entries, folders, f"The folder {str(self.root)!r}")
+        return arrange(entries, folders, self.what)
+
+    def _listed(self) -> Iterator[tuple[str, os.stat_result | None]]:
+        """Every folder (with None) and file, in the order of their names; counts what is left out."""
+        self._clutter = Counter()
+        return self._walk("", (os.path.realpath(self.root),))
 
     def _walk(self, below: str, above: tuple[str, ...]) -> Iterator[tuple[str, os.stat_result | None]]:
         """Every folder (with None) and file below a folder, in the order of their names."""
@@ -66,6 +89,7 @@ class FolderSource:
             raise InputError(f"The folder {str(self.root / below)!r} cannot be listed: {error.strerror}.") from None
         for one in listed:
             if is_clutter(one.name):
+                self._clutter[clutter_label(one.name)] += 1
                 continue
             path = f"{below}/{one.name}" if below else one.name
             if path.count("/") >= MAX_DEPTH:
@@ -73,7 +97,7 @@ class FolderSource:
             real = self._real(Path(one.path), path) if one.is_symlink() else one.path
             if _is_folder(one):
                 target = os.path.realpath(one.path)
-                if target in above:
+                if any(os.path.commonpath((target, folder)) == target for folder in above):
                     where = f"The link {path!r} in {str(self.root)!r}"
                     raise InputError(f"{where} leads back to a folder above it; remove it.")
                 yield path, None
@@ -89,10 +113,14 @@ class FolderSource:
         self._check_inside(real, os.path.realpath(self.root), path)
         return real
 
+    def _check_opened(self, real: str, path: str) -> None:
+        if not self.follow_links:
+            self._check_inside(real, self._opened_root, path)
+
     def _check_inside(self, real: str, root: str, path: str) -> None:
-        if not real.startswith(os.path.join(root, "")):
-            raise InputError(f"The link {path!r} leads out of the folder {str(self.root)!r}; copy what it points to "
-                             "into the folder, or remove it.")  # fmt: skip
+        if not self.follow_links and not real.startswith(os.path.join(root, "")):
+            raise InputError(f"The link {path!r} leads out of the folder {str(self.root)!r}; give --follow-links if "
+                             "what it points to belongs to the data, or remove it.")  # fmt: skip
 
     @functools.cached_property
     def _opened_root(self) -> str:

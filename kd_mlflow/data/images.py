@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from kd_mlflow.data.depth import FULL_RANGE, Depth, loaded, picture, samples
 from kd_mlflow.data.jpeg import decode_plain, plain_size
+from kd_mlflow.data.kinds import HEAD_BYTES, is_raw, kind_of, unreadable
 
 # Named, because Pillow would otherwise also try formats that start other programs (EPS: Ghostscript).
 _WANTED = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -83,13 +84,15 @@ def read_decoded(source: Path | bytes, side: int, value_range: tuple[int, int] =
     return decode(data, side, value_range)
 
 
-def read_file(path: Path | str, allowed: Callable[[str], object] | None = None) -> bytes:
+def read_file(path: Path | str, allowed: Callable[[str], object] | None = None, most: int | None = None) -> bytes:
     """The bytes of a plain file, whatever stood there when its folder was listed.
 
     Parameters
     ----------
     allowed:
         Is given the real path of what was opened, and raises if it may not be read.
+    most:
+        Read no more than so many bytes, of a file of any size; None: all of it.
 
     Raises
     ------
@@ -103,12 +106,20 @@ def read_file(path: Path | str, allowed: Callable[[str], object] | None = None) 
         status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        if status.st_size > MAX_BYTES:
+        if status.st_size > MAX_BYTES and most is None:
             raise OSError(too_many_bytes(status.st_size))
         with open(number, "rb", closefd=False) as file:
-            return file.read(status.st_size)
+            return file.read(status.st_size if most is None else most)
     finally:
         os.close(number)
+
+
+def read_head(path: Path | str, allowed: Callable[[str], object] | None = None) -> bytes:
+    """The bytes that tell a file's kind; none where it cannot be read. Parameters as for :func:`read_file`."""
+    try:
+        return read_file(path, allowed, HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def opened_path(number: int, path: Path | str) -> str:
@@ -134,6 +145,8 @@ def decode(data: bytes, side: int, value_range: tuple[int, int] = FULL_RANGE) ->
         pixels = decode_plain(data)
         if pixels is not None:
             return Decoded(_scaled(_middle(pixels), side), *size)
+    if is_raw(data):  # Pillow reads the thumbnail in it
+        raise BadImage(unreadable(data, FORMATS))
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -154,8 +167,10 @@ def decode(data: bytes, side: int, value_range: tuple[int, int] = FULL_RANGE) ->
     except Image.DecompressionBombError:
         raise BadImage(_too_many_pixels("far too many pixels")) from None
     except UnidentifiedImageError:
-        raise BadImage("not an image in a format that can be read") from None
+        raise BadImage(unreadable(data, FORMATS)) from None
     except Exception as error:  # Pillow's readers raise whatever the damage leads them to
+        if (kind := kind_of(data)) is not None and kind.group != "image":
+            raise BadImage(unreadable(data, FORMATS)) from None
         raise BadImage(f"cannot be decoded: {error or type(error).__name__}") from None
 
 

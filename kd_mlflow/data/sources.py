@@ -42,6 +42,14 @@ class Source(Protocol):
         """The bytes of an item's file, or its pixels ``[H, W]`` or ``[H, W, 3]``; OSError if it cannot be read."""
         ...
 
+    def head(self, index: int) -> bytes | None:
+        """The first bytes of an item's file, none if it cannot be read; None where its pixels are at hand."""
+        ...
+
+    def clutter_note(self) -> str | None:
+        """Say what of other programs is left out; empty if there is nothing, None where it is not known yet."""
+        ...
+
 
 def find_source(options: DataOptions, home: Path) -> Source:
     """The source that ``options.data`` names.
@@ -56,13 +64,26 @@ def find_source(options: DataOptions, home: Path) -> Source:
     try:
         path = Path(options.data).expanduser()
         if path.is_dir():
-            return FolderSource(path.resolve())
+            return FolderSource(path.resolve(), follow_links=options.follow_links)
         if path.is_file():
             return TarSource(path.resolve())
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--data {options.data!r} cannot be read: {error}") from None
-    names = ", ".join(CATALOG)
-    raise InputError(f"--data {options.data!r} is neither a folder nor a .tar, nor one of {names}; check the path.")
+    raise InputError(_nothing_there(options.data))
+
+
+def _nothing_there(data: str) -> str:
+    """Why a name leads to no data: which path was tried, and from where."""
+    scheme, address, _ = data.partition("://")
+    if address:
+        return f"--data is an address ({scheme}://…), not a path; fetch what it leads to and name the folder or .tar."
+    wrong = f"--data {data!r} is neither a folder nor a .tar, nor one of {', '.join(CATALOG)}"
+    path = Path(data).expanduser()
+    if path.is_absolute():
+        return f"{wrong}; check the path."
+    tried = str(Path.cwd() / path)
+    return (f"{wrong}; {tried!r} was tried, because a relative path starts in the working directory, which under "
+            "`mlflow run` is the project's: give the absolute path.")  # fmt: skip
 
 
 def content_digest(content: bytes | np.ndarray) -> bytes:

@@ -19,13 +19,17 @@ from torch import Tensor
 
 from kd_mlflow.config import DataOptions
 from kd_mlflow.data import depth, manifest
-from kd_mlflow.data.build import build, check_bad, survey
+from kd_mlflow.data.build import build, check_bad
 from kd_mlflow.data.layout import SPLITS, BadFile
 from kd_mlflow.data.manifest import DamagedStore, Meta, read_meta
 from kd_mlflow.data.sources import Source, find_source
+from kd_mlflow.data.survey import survey
 from kd_mlflow.places import check_writable, make_folder
 
 __all__ = ["BadFile", "Store", "prepare"]
+
+# Raised when layouts or kinds of files come to be read otherwise: a request then leads anew to its store.
+READING = 2
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +123,7 @@ def prepare(
     stores = home / "stores"
     make_folder(stores / "known", below_home=True)
     pointer = stores / "known" / _request(source, options, value_range)
-    found, noted = _known(stores, pointer)
+    found, noted, clutter = _known(stores, pointer)
     if found is None:
         check_writable(stores, below_home=True)
         surveyed = survey(source, options.image_size, options.split_seed, value_range)
@@ -131,26 +135,31 @@ def prepare(
                           max_bad=options.max_bad, on_progress=on_progress, value_range=value_range)  # fmt: skip
                     _put(folder, stores / surveyed.key)
                 found = read_meta(stores / surveyed.key)
-        noted = source.arrangement().warnings
-        _point(pointer, surveyed.key, noted)
-    store = _open(stores / found.key, found, source.name, noted)
+        noted, clutter = surveyed.warnings, source.clutter_note() or ""
+        _point(pointer, surveyed.key, noted, clutter)
+    # A folder was listed just now, and what other programs have put there since changes nothing else.
+    said = source.clutter_note()
+    clutter = clutter if said is None else said
+    store = _open(stores / found.key, found, source.name, (*noted, clutter) if clutter else noted)
     check_bad(store.bad, found.files, options.max_bad)
     return store
 
 
 def _request(source: Source, options: DataOptions, value_range: tuple[int, int] | None) -> str:
     """Names what was asked for, before any file has been read."""
-    asked = (manifest.FORMAT, depth.VERSION, value_range, source.stamp(), options.image_size, options.split_seed)
+    asked = (
+        manifest.FORMAT, depth.VERSION, READING, value_range, source.stamp(), options.image_size, options.split_seed,
+    )  # fmt: skip
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]
 
 
-def _known(stores: Path, pointer: Path) -> tuple[Meta | None, tuple[str, ...]]:
+def _known(stores: Path, pointer: Path) -> tuple[Meta | None, tuple[str, ...], str]:
     """The store that the same request led to the last time, if it is still whole, and what was noted then."""
     try:
         content = json.loads(pointer.read_text(encoding="ascii"))
-        return _usable(stores / content["key"]), tuple(content["warnings"])
+        return _usable(stores / content["key"]), tuple(content["warnings"]), str(content["clutter"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None, ()
+        return None, (), ""
 
 
 def _usable(path: Path) -> Meta | None:
@@ -203,11 +212,11 @@ def _put(folder: Path, target: Path) -> None:
     os.replace(folder, target)
 
 
-def _point(pointer: Path, key: str, noted: tuple[str, ...]) -> None:
+def _point(pointer: Path, key: str, noted: tuple[str, ...], clutter: str) -> None:
     """Remember where a request led; without it the files are hashed once more, no worse."""
     beside = pointer.with_name(f"{pointer.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps({"key": key, "warnings": noted}), encoding="ascii")
+        beside.write_text(json.dumps({"key": key, "warnings": noted, "clutter": clutter}), encoding="ascii")
         os.replace(beside, pointer)
     except OSError as error:
         logger.info("%s cannot be written: %s", pointer, error)

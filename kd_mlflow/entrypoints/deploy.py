@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from kd_mlflow.data.build import side_of
-from kd_mlflow.data.images import BadImage, read_decoded
-from kd_mlflow.data.layout import is_image
+from kd_mlflow.data.folders import FolderSource
+from kd_mlflow.data.images import BadImage, read_decoded, read_head
+from kd_mlflow.data.kinds import ending_label, is_picture, named_image, second_forms, tally
 from kd_mlflow.data.ranges import misfits
 from kd_mlflow.entrypoints.runs import adopted_run, check_adopted
 from kd_mlflow.entrypoints.terminal import Terminal
@@ -37,12 +39,16 @@ def pull_model(model: str, folder: Path, tracking_uri: str = "") -> dict[str, An
 def predict_images(
     folder: Path, images: Sequence[Path], top_k: int, batch_size: int, device: str, terminal: Terminal
 ) -> dict[str, Any]:
-    """The ``top_k`` likeliest classes of each image; files that cannot be read are listed by reason."""
+    """The ``top_k`` likeliest classes of each image; files that cannot be read are listed by reason.
+
+    Of a folder every file is taken that claims by its name or its content to be a picture, as for training; what is
+    left out besides is said once.
+    """
     if not folder.is_dir():
         raise InputError(f"There is no model folder {folder}; fetch one with `kd-mlflow pull NAME@champion {folder}`.")
     place = resolve_device(device)
     model = load_model(folder).to(place).eval()
-    spec, files = model.spec, _files(images)
+    spec, files = model.spec, _files(images, terminal)
     predictions: list[dict[str, Any]] = []
     unreadable: list[dict[str, str]] = []
     misfit: list[Path] = []
@@ -113,18 +119,46 @@ def _readable(
     return readable, pixels
 
 
-def _files(images: Sequence[Path]) -> list[Path]:
+def _files(images: Sequence[Path], terminal: Terminal) -> list[Path]:
+    """The files that were named, and the pictures in the folders that were.
+
+    Raises
+    ------
+    InputError
+        A path where there is nothing, a folder that cannot be listed, or no picture at all.
+    """
     files: list[Path] = []
+    beside: Counter[str] = Counter()
     for path in images:
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if is_image(file.name))
-        elif path.is_file():
+            files += _pictures_in(path, beside, terminal)
+        elif path.exists():
             files.append(path)
         else:
             raise InputError(f"There is no file or folder {path}.")
+    shown = ", ".join(str(path) for path in images)
+    if beside and files:
+        terminal.say(f"Left out {beside.total()} files in {shown} that are no pictures: {tally(beside)}")
     if not files:
-        raise InputError(f"There are no images in {', '.join(str(path) for path in images)}.")
+        others = f", only {beside.total()} other files: {tally(beside)}" if beside else ""
+        raise InputError(f"There are no images in {shown}{others}.")
     return files
+
+
+def _pictures_in(folder: Path, beside: Counter[str], terminal: Terminal) -> list[Path]:
+    """The pictures in a folder and below it, links followed; files of other kinds are counted in ``beside``."""
+    source = FolderSource(folder.resolve(), follow_links=True)
+    paths = [entry.path for entry in source.files()]
+    if note := source.clutter_note():
+        terminal.warn(note)
+    second = second_forms(paths)
+    pictures = []
+    for path in paths:
+        if named_image(path) or (path not in second and is_picture(path, read_head(folder / path))):
+            pictures.append(folder / path)
+        else:
+            beside[ending_label(path)] += 1
+    return pictures
 
 
 def _centre(image: np.ndarray, size: int) -> np.ndarray:

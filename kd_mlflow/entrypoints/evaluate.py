@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_mlflow.config import EvaluateConfig
+from kd_mlflow.data.naming import twin_of, twins_sentence
 from kd_mlflow.entrypoints.judge import Judged, judge_split
 from kd_mlflow.entrypoints.network import Network, load_network
 from kd_mlflow.entrypoints.record import record_evaluation, record_report, record_setup, summary, view_of
@@ -162,6 +163,12 @@ def same_classes(session: Session, network: Network, asked: str) -> None:
     theirs, ours = tuple(network.model.spec.classes), tuple(session.store.classes)
     if theirs != ours:
         differ = sorted(set(theirs) ^ set(ours)) or ["their order"]
+        twin = twin_of(differ[0], differ)
+        if twin is not None and all(twin_of(name, differ) for name in differ):
+            raise InputError(
+                f"The model {asked} and the data spell their classes in different ways: "
+                f"{twins_sentence(differ[0], twin)}; rename the folders of the data as the model has them."
+            )
         raise InputError(
             f"The model {asked} knows {len(theirs)} classes, the data has {len(ours)}; they differ in "
             f"{', '.join(differ[:5])}. Choose a model that was trained on these classes."

@@ -61,7 +61,8 @@ def fingerprint(recipe: Recipe, dataset_digest: str, teacher_digests: Sequence[s
 
 def request_fingerprint(config: Options, dataset_digest: str) -> str:
     """The identity of what was asked for, known before the teacher is; ``--resume`` looks for it."""
-    placeless = {"device", "experiment", "tracking_uri", "offline", "name", "reuse", "register_model"}
+    # Links decide where images lie, and the data set's digest which they are.
+    placeless = {"device", "experiment", "tracking_uri", "offline", "name", "reuse", "register_model", "follow_links"}
     return _hash(config.model_copy(), dataset_digest, exclude=placeless)
 
 

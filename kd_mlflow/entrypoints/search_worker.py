@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from kd_mlflow.config import SearchConfig, WorkerConfig
 from kd_mlflow.entrypoints.checkpoints import Checkpoints
@@ -93,5 +94,9 @@ def _stopping(worker: Worker, terminal: Terminal) -> Iterator[None]:
 
 def _config_here(config: SearchConfig, here: WorkerConfig) -> SearchConfig:
     """The study's options with this machine's places."""
-    places = {"device": here.device, "tracking_uri": here.tracking_uri}
-    return config.model_copy(update={**places, **({"data": here.data} if here.data else {})})
+    places: dict[str, Any] = {"device": here.device, "tracking_uri": here.tracking_uri}
+    if here.data:
+        places["data"] = here.data
+    if here.follow_links is not None:
+        places["follow_links"] = here.follow_links
+    return config.model_copy(update=places)

@@ -15,6 +15,7 @@ from kd_mlflow.search.space import Space
 PLACE = {
     *("trials", "search", "space", "timeout", "heartbeat", "study", "storage", "checkpoints", "workers", "engine"),
     *("final_seeds", "experiment", "tracking_uri", "device", "name", "register_model", "reuse", "data", "cache_gb"),
+    "follow_links",
 }
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from kd_mlflow.config import DataOptions
 from kd_mlflow.data.store import Store, prepare
+from kd_mlflow.errors import InputError
 
 
 def picture(number: int, width: int = 24, height: int = 20) -> Image.Image:
@@ -55,6 +56,20 @@ def prepared(home: Path) -> Callable[..., Store]:
 
     def make(data: Path | str, **options: object) -> Store:
         return prepare(DataOptions(**{"data": str(data), "image_size": 16, **options}), home)
+
+    return make
+
+
+@pytest.fixture
+def refused(prepared) -> Callable[..., str]:
+    """``refused(data, ...)``: the one sentence with which the preparation is refused."""
+
+    def make(data: Path | str, **options: object) -> str:
+        with pytest.raises(InputError) as caught:
+            prepared(data, **options)
+        assert caught.value.exit_code == 2
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
 
     return make
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from kd_mlflow.config import DataOptions
-from kd_mlflow.data.build import build, survey
+from kd_mlflow.data.build import build
 from kd_mlflow.data.folders import FolderSource
 from kd_mlflow.data.images import MAX_BYTES, BadImage, read_image
 from kd_mlflow.data.layout import MAX_DEPTH
 from kd_mlflow.data.store import prepare
+from kd_mlflow.data.survey import survey
 from kd_mlflow.errors import InputError
 
 FOLDERS = {"cat": 6, "dog": 6}
