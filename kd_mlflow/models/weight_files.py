@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle  # nosec B403  # for the error that PyTorch raises; nothing is unpickled here
-import pickletools
+import pickletools  # nosec B403  # reads the names in a pickle; nothing is unpickled
 import re
 import tarfile
 import warnings
