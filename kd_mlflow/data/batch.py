@@ -26,6 +26,9 @@ class Batch:
         Whose augmentation it is, from 1; 0 without.
     host_index:
         ``index`` on the CPU, for whoever looks something up there without waiting for a GPU.
+    whole_labels:
+        ``[N]``, int64: the labels of the whole batch of which this is a part, a process's share or a part of such a
+        share; None where this is the whole batch.
     """
 
     images: Tensor
@@ -34,6 +37,7 @@ class Batch:
     others: tuple[Tensor, ...] = ()
     epoch: int = 0
     host_index: Tensor | None = None
+    whole_labels: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """The batch in so many parts of nearly equal size, as far as it has samples for them."""
@@ -41,9 +45,10 @@ class Batch:
             return [self]
         sizes = [len(part) for part in self.index.tensor_split(min(parts, len(self.index)))]
         cut = zip(*(one.split(sizes) for one in (self.images, self.labels, self.index, *self.others)), strict=True)
+        whole = self.labels if self.whole_labels is None else self.whole_labels
         hosts = [None] * len(sizes) if self.host_index is None else self.host_index.split(sizes)
         return [
-            Batch(images, labels, index, tuple(others), self.epoch, host)
+            Batch(images, labels, index, tuple(others), self.epoch, host, whole)
             for (images, labels, index, *others), host in zip(cut, hosts, strict=True)
         ]
 

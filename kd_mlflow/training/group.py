@@ -63,7 +63,7 @@ class Group:
     def forward(self, tapped: Tapped, distiller: Distiller) -> Forward:
         """The method's step; after its backward every process has the mean of all gradients."""
         if self.size == 1:
-            return lambda batch, teachers, progress: distiller.step(batch, tapped, teachers, progress)
+            return lambda batch, teachers, progress: distiller(batch, tapped, teachers, progress)
         # Buffers are averaged once an epoch; some methods leave parameters out of some steps.
         return DistributedDataParallel(
             _Step(tapped, distiller),
@@ -142,4 +142,4 @@ class _Step(nn.Module):
         self.distiller = distiller
 
     def forward(self, batch: Batch, teachers: Sequence[TeacherSource], progress: Progress) -> Step:
-        return self.distiller.step(batch, self.tapped, teachers, progress)
+        return self.distiller(batch, self.tapped, teachers, progress)
