@@ -23,12 +23,23 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where in the training a step stands. ``epoch`` starts at 1, ``step`` counts from 0 over all epochs."""
+    """Where in the training a step stands.
+
+    Attributes
+    ----------
+    epoch:
+        From 1.
+    step:
+        From 0 over all epochs.
+    part:
+        Which part of the step's batch it is, from 0. What happens once a step happens in part 0.
+    """
 
     epoch: int
     epochs: int
     step: int
     steps_per_epoch: int
+    part: int = 0
 
     def warm_up(self, epochs: int) -> float:
         """min(epoch / epochs, 1); 1 without a warm-up."""
@@ -174,6 +185,9 @@ class Distiller(nn.Module):
         The fewest and the most teachers that the method takes.
     views:
         How many augmentations of each image a batch holds; those after the first are strong ones.
+    relational:
+        Whether the loss sees images together: pairs of a batch, its statistics, or a memory that every batch changes.
+        Its mean over the parts of a batch is then not that of the batch, and a batch never goes through in parts.
     limits:
         What the method cannot do, as a sentence for its documentation.
     """
@@ -184,6 +198,7 @@ class Distiller(nn.Module):
     teacher_needs: frozenset[str] | None = None
     teacher_count: ClassVar[tuple[int, int]] = (1, 1)
     views: int = 1
+    relational: ClassVar[bool] = False
     limits: ClassVar[str] = ""
 
     def __init__(self, context: Context, options: MethodOptions) -> None:
@@ -207,6 +222,11 @@ class Distiller(nn.Module):
             return self.step(batch, student, teachers, progress)
         finally:
             self._whole_labels = None
+
+    @classmethod
+    def is_relational(cls, options: MethodOptions) -> bool:
+        """``relational`` under these options; to be overridden where it depends on them."""
+        return cls.relational
 
     def step(self, batch: Batch, student: StudentModel, teachers: Sequence[TeacherSource], progress: Progress) -> Step:
         """Run both networks on the same pixels and weigh the terms."""

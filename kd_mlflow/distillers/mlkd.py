@@ -147,6 +147,7 @@ class MLKD(Distiller):
     source = Source("Jin, Wang, Lin: Multi-Level Logit Distillation, CVPR", 2023, "authors' code")
     Options = MLKDOptions
     views = 2
+    relational = True
     limits = "Every step takes two views of each image, and with them twice the time."
 
     def __init__(self, context: Context, options: MLKDOptions) -> None:

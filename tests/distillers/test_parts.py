@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +12,15 @@ import torch.nn.functional as F
 
 from kd_mlflow.data.batch import Batch
 from kd_mlflow.distillers.base import Context, Progress
-from kd_mlflow.distillers.registry import create
+from kd_mlflow.distillers.describe import describe
+from kd_mlflow.distillers.names import METHODS
+from kd_mlflow.distillers.registry import create, method_class, method_options
+from kd_mlflow.entrypoints.cutting import check_parts
+from kd_mlflow.errors import InputError
 from kd_mlflow.models.exits import ExitOutputs
 from kd_mlflow.models.taps import Outputs
 from tests.distillers.golden import PROGRESS
+from tests.distillers.steps import recipe_of, two_steps
 
 PARTS = [1, 2, 3, 4, 8]
 
@@ -103,3 +109,71 @@ def test_parts_of_parts_know_the_whole_and_a_whole_batch_carries_nothing():
     for share in batch.split(2):
         for part in share.split(2):
             assert part.whole_labels.tolist() == [3, 1, 2, 0, 1]
+
+
+# Of a split of 40 images, by class: how many there are in an epoch, and how many of them the student gets right.
+EPOCHS = [((12, 12, 16), (2, 3, 8)), ((12, 10, 18), (2, 3, 9)), ((12, 12, 16), (0, 0, 0))]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 40])
+def test_ttsd_takes_an_epoch_in_once_however_its_first_step_is_cut(parts):
+    """2/12 twice, 0.9 · 3/12 + 0.1 · 3/10, and ½ twice, after three epochs of one step."""
+    ttsd = create("ttsd", Context(3), {})
+    for epoch, (counts, right) in enumerate(EPOCHS):
+        labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
+        logits = torch.cat([_answers(label, *pair) for label, pair in enumerate(zip(counts, right, strict=True))])
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(epoch))
+        progress = Progress(epoch + 1, 3, epoch, 1)
+        for number, part in enumerate(batch_of(labels[order].tolist()).split(parts)):
+            own = logits[order][part.index]
+            ttsd.loss(Outputs(own), [Outputs(own)], part.labels, replace(progress, part=number))
+    assert ttsd.accuracies.tolist() == pytest.approx([0.167, 0.255, 0.5], abs=5e-4)
+    assert ttsd.counts.tolist() == [12, 12, 16]
+
+
+def _answers(label: int, count: int, right: int) -> torch.Tensor:
+    """Logits ``[count, 3]``, of which the first ``right`` name the label and the rest another class."""
+    named = torch.tensor([label] * right + [(label + 1) % 3] * (count - right))
+    return F.one_hot(named, 3).float()
+
+
+def variants() -> list[tuple[str, dict]]:
+    """Every method as it is, and with each other choice of each of its options; ``deploy`` enters no loss."""
+    found: list[tuple[str, dict]] = []
+    for name in METHODS:
+        fields = method_class(name).Options.model_fields
+        told = {item["name"]: item for item in describe(name)["options"]}
+        choices = {n: told[n]["choices"] or ([False, True] if f.annotation is bool else []) for n, f in fields.items()}
+        found.append((name, {}))
+        found += [
+            (name, {n: c}) for n, all_of in choices.items() for c in all_of if n != "deploy" and c != fields[n].default
+        ]
+    return found
+
+
+VARIANTS = variants()
+NAMES = ["-".join([name, *(f"{n}={c}" for n, c in options.items())]) for name, options in VARIANTS]
+
+
+def relational(name: str, options: dict) -> bool:
+    return method_class(name).is_relational(method_options(name, options))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=NAMES)
+def test_every_method_takes_the_same_steps_in_parts_or_refuses_them(name, options):
+    whole = two_steps(name, options, 1)
+    if relational(name, options):
+        # Declared with reason: the parts would have another loss.
+        cut = two_steps(name, options, 2)
+        assert any(not torch.allclose(cut[key], value, rtol=1e-4) for key, value in whole.items() if "loss" in key)
+        with pytest.raises(InputError, match=f"'{name}' sees the images of a batch together, so that --accumulate 2"):
+            check_parts(recipe_of(name, options, 2))
+        return
+    check_parts(recipe_of(name, options, 4))
+    for parts in (2, 4):
+        cut = two_steps(name, options, parts)
+        assert cut.keys() == whole.keys()
+        for key, value in whole.items():
+            torch.testing.assert_close(
+                cut[key], value, rtol=1e-7, atol=1e-9, msg=lambda said, key=key: f"{key}: {said}"
+            )
