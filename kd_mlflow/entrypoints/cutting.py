@@ -85,8 +85,8 @@ def parts_sentence(recipe: Recipe, images: int, *trained: nn.Module) -> str:
     count = part_count(share, recipe.accumulate, smallest_part(*trained))
     if count == recipe.accumulate:
         return ""
-    why = "BatchNorm needs two images or more in each" if count < share else "there is one image in each"
-    return f"--accumulate {recipe.accumulate} cuts {share} images into {count} parts: {why}."
+    why = "since BatchNorm needs two images or more in each" if count < share else "of one image each"
+    return f"--accumulate {recipe.accumulate} cuts {share} images into {count} part{'s' if count > 1 else ''}, {why}."
 
 
 def in_more_parts(session: Session, writer: RunWriter, recipe: Recipe, *trained: nn.Module) -> Recipe:
