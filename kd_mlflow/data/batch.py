@@ -8,6 +8,11 @@ import numpy as np
 from torch import Tensor
 
 
+def part_count(samples: int, parts: int, smallest: int) -> int:
+    """How many parts of at least ``smallest`` samples a batch is cut into when ``parts`` are asked for; 1 or more."""
+    return max(1, min(parts, samples // smallest))
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Images with their labels and places; teacher and student see exactly these pixels.
@@ -26,6 +31,9 @@ class Batch:
         Whose augmentation it is, from 1; 0 without.
     host_index:
         ``index`` on the CPU, for whoever looks something up there without waiting for a GPU.
+    whole_labels:
+        ``[N]``, int64: the labels of the whole batch of which this is a part, a process's share or a part of such a
+        share; None where this is the whole batch.
     """
 
     images: Tensor
@@ -34,16 +42,19 @@ class Batch:
     others: tuple[Tensor, ...] = ()
     epoch: int = 0
     host_index: Tensor | None = None
+    whole_labels: Tensor | None = None
 
-    def split(self, parts: int) -> list[Batch]:
-        """The batch in so many parts of nearly equal size, as far as it has samples for them."""
+    def split(self, parts: int, smallest: int = 1) -> list[Batch]:
+        """The batch in so many parts of nearly equal size, as far as it has ``smallest`` samples for each."""
+        parts = part_count(len(self.index), parts, smallest)
         if parts == 1:
             return [self]
-        sizes = [len(part) for part in self.index.tensor_split(min(parts, len(self.index)))]
+        sizes = [len(part) for part in self.index.tensor_split(parts)]
         cut = zip(*(one.split(sizes) for one in (self.images, self.labels, self.index, *self.others)), strict=True)
+        whole = self.labels if self.whole_labels is None else self.whole_labels
         hosts = [None] * len(sizes) if self.host_index is None else self.host_index.split(sizes)
         return [
-            Batch(images, labels, index, tuple(others), self.epoch, host)
+            Batch(images, labels, index, tuple(others), self.epoch, host, whole)
             for (images, labels, index, *others), host in zip(cut, hosts, strict=True)
         ]
 

@@ -6,6 +6,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from kd_mlflow.config import AugmentationOptions, Recipe
 from kd_mlflow.data.augment import augment, centre_crop
 from kd_mlflow.data.batch import Batch
 from kd_mlflow.data.draws import permutation
-from kd_mlflow.data.placing import Lane, load
+from kd_mlflow.data.placing import Lane, load, to_device
 from kd_mlflow.data.store import Store
 
 AHEAD = 2
@@ -62,15 +63,20 @@ def training_batches(
     Yields
     ------
     Batch
-        ``images [B, 3, size, size]`` float32 (uint8 without augmentation), ``labels`` and ``index`` ``[B]``.
+        ``images [B, 3, size, size]`` float32 (uint8 without augmentation), ``labels`` and ``index`` ``[B]``; a share
+        also carries the labels of the whole batch.
     """
     train = store.splits["train"]
     order = train[permutation(len(train), seed, epoch)]
     steps = range(steps_per_epoch(store, batch_size))
-    chosen = [share(order[step * batch_size : (step + 1) * batch_size]) for step in steps]
+    chosen = [order[step * batch_size : (step + 1) * batch_size] for step in steps]
 
-    def make(places: np.ndarray) -> Batch:
-        return training_view(store, options, places, seed=seed, epoch=epoch, device=device, views=views)
+    def make(whole: np.ndarray) -> Batch:
+        places = share(whole)
+        batch = training_view(store, options, places, seed=seed, epoch=epoch, device=device, views=views)
+        if len(places) == len(whole):
+            return batch
+        return replace(batch, whole_labels=to_device(torch.from_numpy(store.labels[whole]), device))
 
     yield from _ahead(chosen, make, device)
 

@@ -56,7 +56,8 @@ class Lane:
         if made is not None:
             current = torch.cuda.current_stream(batch.images.device)
             current.wait_event(made)
-            for tensor in (batch.images, batch.labels, batch.index, *batch.others):
+            whole = () if batch.whole_labels is None else (batch.whole_labels,)
+            for tensor in (batch.images, batch.labels, batch.index, *batch.others, *whole):
                 tensor.record_stream(current)
         return batch
 

@@ -23,12 +23,23 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where in the training a step stands. ``epoch`` starts at 1, ``step`` counts from 0 over all epochs."""
+    """Where in the training a step stands.
+
+    Attributes
+    ----------
+    epoch:
+        From 1.
+    step:
+        From 0 over all epochs.
+    part:
+        Which part of the step's batch it is, from 0. What happens once a step happens in part 0.
+    """
 
     epoch: int
     epochs: int
     step: int
     steps_per_epoch: int
+    part: int = 0
 
     def warm_up(self, epochs: int) -> float:
         """min(epoch / epochs, 1); 1 without a warm-up."""
@@ -204,6 +215,9 @@ class Distiller(nn.Module):
         The fewest and the most teachers that the method takes.
     views:
         How many augmentations of each image a batch holds; those after the first are strong ones.
+    relational:
+        Whether the loss sees images together: pairs of a batch, its statistics, or a memory that every batch changes.
+        Its mean over the parts of a batch is then not that of the batch, and a batch never goes through in parts.
     limits:
         What the method cannot do, as a sentence for its documentation.
     """
@@ -215,6 +229,7 @@ class Distiller(nn.Module):
     built_on: ClassVar[frozenset[str]] = frozenset()
     teacher_count: ClassVar[tuple[int, int]] = (1, 1)
     views: int = 1
+    relational: ClassVar[bool] = False
     limits: ClassVar[str] = ""
 
     def __init__(self, context: Context, options: MethodOptions) -> None:
@@ -223,6 +238,26 @@ class Distiller(nn.Module):
         self.label_smoothing = context.label_smoothing
         # Not persistent: it follows from the data, and a checkpoint holds only what was learned.
         self.register_buffer("class_weights", context.class_weights, persistent=False)
+        self._whole_labels: Tensor | None = None
+
+    def forward(
+        self, batch: Batch, student: StudentModel, teachers: Sequence[TeacherSource], progress: Progress
+    ) -> Step:
+        """:meth:`step` as the loop calls it, for a whole batch or a part of one.
+
+        Within it, what is no mean over images takes its divisor from the whole batch (:meth:`cross_entropy`,
+        :meth:`whole_count`).
+        """
+        self._whole_labels = batch.whole_labels
+        try:
+            return self.step(batch, student, teachers, progress)
+        finally:
+            self._whole_labels = None
+
+    @classmethod
+    def is_relational(cls, options: MethodOptions) -> bool:
+        """``relational`` under these options; to be overridden where it depends on them."""
+        return cls.relational
 
     def step(self, batch: Batch, student: StudentModel, teachers: Sequence[TeacherSource], progress: Progress) -> Step:
         """Run both networks on the same pixels and weigh the terms."""
@@ -238,10 +273,40 @@ class Distiller(nn.Module):
         raise NotImplementedError
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy in float32 with the run's class weights and label smoothing."""
-        return F.cross_entropy(
-            at_least_float32(logits), labels, weight=self.class_weights, label_smoothing=self.label_smoothing
+        """Cross-entropy in float32 with the run's class weights w and label smoothing.
+
+        Σ w_y ℓ of these images over B times the mean w_y of the whole batch, so that the losses of parts and
+        processes, averaged by their numbers of images, are Σ w_y ℓ / Σ w_y of the whole batch. 0 without a
+        gradient where the whole batch weighs nothing.
+
+        Parameters
+        ----------
+        logits, labels:
+            ``[B, K]`` and ``[B]``; a multiple of the part's images where it is seen in several views.
+        """
+        total = F.cross_entropy(
+            at_least_float32(logits),
+            labels,
+            weight=self.class_weights,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
         )
+        whole = labels if self._whole_labels is None else self._whole_labels
+        divisor = len(labels) * self.image_weights(whole).mean()
+        return total / divisor.masked_fill(divisor <= 0, torch.inf)
+
+    def image_weights(self, labels: Tensor) -> Tensor:
+        """What each image ``[B]`` counts in the cross-entropy, by its label: its class weight, or 1."""
+        if self.class_weights is None:
+            return torch.ones(len(labels), device=labels.device)
+        return self.class_weights[labels]
+
+    def whole_count(self, labels: Tensor) -> int:
+        """How many images the whole batch has of which these ``[B]`` are a part.
+
+        A term that is a sum over the batch is (sum over the part) · whole_count / B.
+        """
+        return len(labels) if self._whole_labels is None else len(self._whole_labels)
 
     def transform_batch(self, batch: Batch, progress: Progress) -> Batch:
         """Change a batch before both networks see it (mixup); the default leaves it."""

@@ -114,5 +114,7 @@ class BYOT(ExitDistiller):
         zero = torch.zeros((), device=last.device)
         soft = sum((soft_cross_entropy(logits, last, self.temperature) for logits in earlier), zero)
         hint = sum((masked_feature_loss(own, target) for own in features), zero)
+        # The loop weighs a part of the batch by its share; this sum is over the whole batch.
+        hint = hint * (self.whole_count(labels) / len(labels))
         total = (1 - self.alpha) * sum(entropies) + self.alpha * soft + self.beta * hint
         return total, {"cross_entropy": entropies[-1], "self_distillation": soft, "feature": hint}

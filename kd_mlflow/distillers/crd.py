@@ -85,6 +85,8 @@ class CRD(Distiller):
     )
     Options = CRDOptions
     needs = POOLED
+    relational = True
+    # The banks and the normalizer follow the batch, and the draws its size.
     limits = "Negatives need a second class."
     rows: Tensor
     student_bank: Tensor

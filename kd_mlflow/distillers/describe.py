@@ -8,6 +8,8 @@ from typing import Any
 from kd_mlflow.distillers.options import MethodOptions
 from kd_mlflow.distillers.registry import method_class
 
+UNCUT = "Its batches are not cut into parts (--accumulate)."
+
 
 def describe(method: str) -> dict[str, Any]:
     """What ``kd-mlflow methods`` prints of a method, as plain types."""
@@ -23,7 +25,7 @@ def describe(method: str) -> dict[str, Any]:
         "needs": sorted(kind.needs),
         "teachers": {"fewest": fewest, "most": most},
         "views": kind.views,
-        "limits": kind.limits,
+        "limits": " ".join(filter(None, (kind.limits, UNCUT if kind.relational else ""))),
         "options": [_option(method, name, kind.Options) for name in kind.Options.model_fields],
     }
 

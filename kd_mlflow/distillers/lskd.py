@@ -74,7 +74,7 @@ class LSKD(Distiller):
     Options = LSKDOptions
     limits = (
         "Needs three classes. With the host dkd it cannot be used with mixed labels; with mlkd each step takes two "
-        "views of every image."
+        "views of every image, and batches are not cut into parts (--accumulate)."
     )
 
     def __init__(self, context: Context, options: LSKDOptions) -> None:
@@ -85,6 +85,11 @@ class LSKD(Distiller):
         self.views = 2 if options.host == "mlkd" else 1
         own = 1.0 if options.host == "dkd" else 0.1
         self.ce_weight = own if options.ce_weight is None else options.ce_weight
+
+    @classmethod
+    def is_relational(cls, options: LSKDOptions) -> bool:
+        """As its host is."""
+        return options.host == "mlkd"
 
     def loss(
         self, student: Outputs, teachers: Sequence[Outputs], labels: Tensor, progress: Progress

@@ -147,6 +147,7 @@ class MLKD(Distiller):
     source = Source("Jin, Wang, Lin: Multi-Level Logit Distillation, CVPR", 2023, "authors' code")
     Options = MLKDOptions
     views = 2
+    relational = True
     limits = (
         "Every step takes two views of each image, and with them twice the time; both go through the student in one "
         "pass, so its BatchNorm statistics are those of weak and strong views together."

@@ -48,6 +48,7 @@ class PKT(Distiller):
     )
     Options = PKTOptions
     needs = frozenset({"logits", "pooled"})
+    relational = True
     limits = "Its probabilities are those within a batch, of all processes together."
 
     def loss(

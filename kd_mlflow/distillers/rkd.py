@@ -77,6 +77,7 @@ class RKD(Distiller):
     source = Source("Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR", 2019, "authors' code", "1904.05068")
     Options = RKDOptions
     needs = frozenset({"logits", "pooled"})
+    relational = True
     limits = (
         "Its relations are those within a batch, of all processes together; with two images both terms are always 0, "
         "since one distance divided by the mean distance is 1."

@@ -42,6 +42,7 @@ class SP(Distiller):
     )
     Options = SPOptions
     needs = frozenset({"logits", "stages"})
+    relational = True
     limits = "Its similarities are those within a batch, of all processes together."
 
     def loss(

@@ -150,11 +150,11 @@ class TTSD(Distiller):
 
     @torch.no_grad()
     def follow(self, logits: Tensor, labels: Tensor, progress: Progress) -> None:
-        """Count what the student gets right in training; a new epoch first takes in the one before.
+        """Count what the student gets right in training; the first part of an epoch first takes in the one before.
 
         The first accuracy of a class is taken as it is, later ones are averaged in.
         """
-        if progress.step % progress.steps_per_epoch == 0:
+        if progress.part == 0 and progress.step % progress.steps_per_epoch == 0:
             accuracies = self.hits / self.counts.clamp_min(1)
             averaged = DECAY * self.accuracies + (1 - DECAY) * accuracies
             new = torch.where(self.accuracies < 0, accuracies, averaged)

@@ -15,6 +15,7 @@ from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_
 from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.refusals import naming_methods
 from kd_mlflow.distillers.registry import create, method_class
+from kd_mlflow.entrypoints.cutting import check_images, check_parts, in_more_parts, parts_sentence, shares_sentence
 from kd_mlflow.entrypoints.fingerprint import fingerprint
 from kd_mlflow.entrypoints.foreign_weights import Preparation, preparation, record_preparations
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
@@ -23,7 +24,7 @@ from kd_mlflow.entrypoints.processes import ProcessDied, check_devices, together
 from kd_mlflow.entrypoints.recording import Recorder
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.sources import cache_sentence, teacher_sources
-from kd_mlflow.errors import GuardError, InputError
+from kd_mlflow.errors import InputError
 from kd_mlflow.measures.resources import ResourceMeter, Usage
 from kd_mlflow.models.artifact import load_model, read_run_id, save_model
 from kd_mlflow.models.classifier import Classifier, ModelSpec
@@ -126,18 +127,22 @@ def fit_network(
     Raises
     ------
     GuardError
-        As :func:`train_network`, or the device's memory does not hold a step of two images.
+        As :func:`train_network`, or the device's memory does not hold the smallest part of a batch.
     """
-    folder = CheckpointFolder(session.checkpoints(writer.run_id))
+    folder, images = CheckpointFolder(session.checkpoints(writer.run_id)), len(session.store.splits["train"])
     if (start := start_preparation(session, recipe)) is not None:
         record_preparations(writer, [start], "start")
     deaths = 0
+    check_parts(recipe)
     while True:
         student = build_network(session, recipe)
+        check_images(recipe, images, student)
         try:
             with together(session, recipe, student, teachers, folder) as group:
                 task = training_task(session, recipe, student, teachers, group)
-                for said in filter(None, (_shares(recipe), cache_sentence(session, recipe, task.teachers))):
+                cut = parts_sentence(recipe, images, student, task.distiller)
+                kept = cache_sentence(session, recipe, task.teachers)
+                for said in filter(None, (shares_sentence(recipe), cut, kept)):
                     session.terminal.say(said)
                 with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
                     load = LoadWatch(session, writer, recipe.devices)
@@ -158,46 +163,11 @@ def fit_network(
             )
             raise
         except torch.OutOfMemoryError:
-            parts = recipe.accumulate
-        recipe = _in_more_parts(session, writer, recipe, parts)
+            pass  # only outside of the handler are the step's tensors let go
+        recipe = in_more_parts(session, writer, recipe, student)
     images = samples_per_epoch(session.store, recipe.batch_size) * len(fitted.history)
     usage = _whole(meter.usage(images), before)
     return fitted, task.distiller, usage if recipe.devices == 1 else _unknown(usage, ONE_OF_SEVERAL)
-
-
-def _shares(recipe: Recipe) -> str:
-    """What several processes make of the batch; empty for one."""
-    if recipe.devices == 1:
-        return ""
-    return (
-        f"{recipe.devices} processes, each with {recipe.batch_size // recipe.devices} images of a batch of "
-        f"{recipe.batch_size}; the learning rate {recipe.learning_rate:g} is that of the whole batch."
-    )
-
-
-def _in_more_parts(session: Session, writer: RunWriter, recipe: Recipe, parts: int) -> Recipe:
-    """The recipe with batches in twice as many parts, with which the training goes on from its checkpoint.
-
-    Raises
-    ------
-    GuardError
-        Not even a step of two images fits: BatchNorm needs that many.
-    """
-    fewer, share = 2 * parts, recipe.batch_size // recipe.devices
-    if share // fewer < 2:
-        raise GuardError(
-            f"The device's memory does not hold a step of {max(1, share // parts)} images; try a smaller "
-            "--image-size or network."
-        )
-    if session.device.type == "cuda":
-        torch.cuda.empty_cache()
-    images = -(-share // fewer)
-    session.terminal.warn(
-        f"The device's memory does not hold a step; going on with each batch of {share} in {fewer} parts "
-        f"of up to {images} images (--accumulate {fewer})."
-    )
-    writer.tags({"kd.accumulate": str(fewer)})
-    return recipe.model_copy(update={"accumulate": fewer})
 
 
 @naming_methods()
@@ -221,18 +191,21 @@ def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | Non
     """
     splits = session.store.splits
     check_devices(recipe.devices, session.device)
-    Group(0, recipe.devices).check(min(recipe.batch_size, len(splits["train"])))
+    check_parts(recipe)
     if len(splits["val"]) < recipe.devices:
         raise InputError(f"{recipe.devices} processes cannot share a validation split of {len(splits['val'])} images.")
     fewest, most = method_class(recipe.method).teacher_count
     student = build_network(session, recipe)
+    check_images(recipe, len(splits["train"]), student)
     if teachers is None:
         return []
     if not fewest <= len(teachers) <= most:
         raise InputError(f"The method '{recipe.method}' takes {most} teacher, not {len(teachers)}.")
     task = training_task(session, recipe, student, teachers)
+    trained = task.distiller.training_student(student)
+    Tapped(trained, task.distiller.needs)
+    check_images(recipe, len(splits["train"]), trained, task.distiller)
     task.distiller.check_epochs(recipe.epochs)
-    Tapped(task.distiller.training_student(student), task.distiller.needs)
     return task.distiller.notes(recipe.batch_size)
 
 

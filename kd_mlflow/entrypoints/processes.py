@@ -28,12 +28,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from kd_mlflow.config import Recipe
+from kd_mlflow.entrypoints.cutting import is_relational
 from kd_mlflow.entrypoints.parent import STOP_WITH
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import GuardError, InputError, KdMlflowError
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.training.checkpoint import CheckpointFolder
 from kd_mlflow.training.group import Group
+from kd_mlflow.training.state import smallest_part
 
 # Between two steps the leader may have to wait for its servers.
 PATIENCE = timedelta(hours=2)
@@ -129,7 +131,7 @@ def together(
         yield Group()
         return
     group = Group(0, recipe.devices)
-    group.check(min(recipe.batch_size, len(session.store.splits["train"])))
+    group.check(min(recipe.batch_size, len(session.store.splits["train"])), smallest_part(student))
     processes = _open[0] if _open else _start(recipe.devices, session.device)
     threads = torch.get_num_threads()
     try:
@@ -147,7 +149,8 @@ def together(
         code = processes.died() if is_loss(error) else None
         processes.close(orderly=False)
         if isinstance(error, torch.OutOfMemoryError) and not processes.children:
-            raise GuardError("The device's memory does not hold a step; under torchrun give --accumulate 2.") from None
+            way = "a smaller --batch-size" if is_relational(recipe) else "--accumulate 2"
+            raise GuardError(f"The device's memory does not hold a step; under torchrun give {way}.") from None
         if code == MEMORY:
             raise torch.OutOfMemoryError("in another process of the training") from None
         if code is not None and code < 0:

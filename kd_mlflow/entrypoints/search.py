@@ -13,9 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kd_mlflow.config import SearchConfig
+from kd_mlflow.config import Recipe, SearchConfig
 from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.checkpoints import Checkpoints, checkpoint_place
+from kd_mlflow.entrypoints.cutting import check_parts
 from kd_mlflow.entrypoints.finals import Finals, train_finals
 from kd_mlflow.entrypoints.launch import Launch, render_kubernetes, render_slurm
 from kd_mlflow.entrypoints.network import check
@@ -240,9 +241,25 @@ def _check_all(session: Session, config: SearchConfig, space: Space, teachers: S
     for plan in recipes_to_check(session, config, space):
         taught = method_class(plan.method).teacher_count[1]
         try:
-            check(session, plan, teachers if taught or teachers is None else ())
+            for variant in _hardest(plan, space):
+                check_parts(variant)
+            check(session, variant, teachers if taught or teachers is None else ())
         except InputError as error:
             raise InputError(f"Method {plan.method} with student {plan.architecture}: {error}") from None
+
+
+def _hardest(plan: Recipe, space: Space) -> list[Recipe]:
+    """The recipe with the smallest batch of the space: with each choice of an option of its method, and as it is."""
+    for one in space.parameters:
+        if one.name == "batch_size":
+            plan = plan.model_copy(update={"batch_size": int(min(one.choices or (one.low,)))})
+    own = {
+        one.name.removeprefix(f"{plan.method}-").replace("-", "_"): one.choices
+        for one in space.parameters
+        if one.method == plan.method
+    }
+    chosen = [plan.method_options | {name: choice} for name, choices in own.items() for choice in choices]
+    return [*(plan.model_copy(update={"method_options": options}) for options in chosen), plan]
 
 
 @contextmanager

@@ -47,12 +47,13 @@ class Group:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def check(self, batch_size: int) -> None:
-        """Raise an InputError unless a batch of this many images has an equal share of two or more for each."""
-        if batch_size % self.size or (self.size > 1 and batch_size < 2 * self.size):
+    def check(self, batch_size: int, smallest: int) -> None:
+        """Raise an InputError unless a batch of so many images has equal shares of ``smallest`` or more for all."""
+        if batch_size % self.size or (self.size > 1 and batch_size < smallest * self.size):
+            least = "two images or more each" if smallest > 1 else "an image or more each"
             raise InputError(
-                f"A batch of {batch_size} images cannot be shared equally by {self.size} processes, two images or more "
-                f"each; choose a --batch-size that is a multiple of {self.size}."
+                f"A batch of {batch_size} images cannot be shared equally by {self.size} processes, {least}; choose a "
+                f"--batch-size that is a multiple of {self.size}, {smallest * self.size} or more."
             )
 
     def share(self, places: np.ndarray) -> np.ndarray:
@@ -63,7 +64,7 @@ class Group:
     def forward(self, tapped: Tapped, distiller: Distiller) -> Forward:
         """The method's step; after its backward every process has the mean of all gradients."""
         if self.size == 1:
-            return lambda batch, teachers, progress: distiller.step(batch, tapped, teachers, progress)
+            return lambda batch, teachers, progress: distiller(batch, tapped, teachers, progress)
         # Buffers are averaged once an epoch; some methods leave parameters out of some steps.
         return DistributedDataParallel(
             _Step(tapped, distiller),
@@ -142,4 +143,4 @@ class _Step(nn.Module):
         self.distiller = distiller
 
     def forward(self, batch: Batch, teachers: Sequence[TeacherSource], progress: Progress) -> Step:
-        return self.distiller.step(batch, self.tapped, teachers, progress)
+        return self.distiller(batch, self.tapped, teachers, progress)

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -217,11 +217,11 @@ def _step(task: Task, state: TrainingState, forward: Forward, batch: Batch, prog
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     done: list[tuple[float, Step]] = []
-    parts = batch.split(task.recipe.accumulate)
-    for number, part in enumerate(parts, start=1):
-        with nullcontext() if number == len(parts) else task.group.without_exchange(forward):
+    parts = batch.split(task.recipe.accumulate, state.smallest_part)
+    for number, part in enumerate(parts):
+        with nullcontext() if number == len(parts) - 1 else task.group.without_exchange(forward):
             with autocast(task.device, task.recipe.precision):
-                step = forward(part, task.teachers, progress)
+                step = forward(part, task.teachers, replace(progress, part=number))
             share = len(part.labels) / len(batch.labels)
             loss = sum(step.losses.values())
             (loss if share == 1 else loss * share).backward()

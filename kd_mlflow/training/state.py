@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd_mlflow.config import Recipe
@@ -17,12 +18,19 @@ from kd_mlflow.training.optimizer import build_optimizers
 
 @dataclass
 class TrainingState:
-    """Networks, optimisers by the group of parameters they are for, and what is known so far."""
+    """Networks, optimisers by the group of parameters they are for, and what is known so far.
+
+    Attributes
+    ----------
+    smallest_part:
+        The fewest images that may go through the networks at once.
+    """
 
     student: Classifier
     distiller: Distiller
     optimizers: dict[str, torch.optim.Optimizer]
     average: AveragedModel | None
+    smallest_part: int = 1
     meta: Meta = field(default_factory=Meta)
 
     @classmethod
@@ -31,7 +39,8 @@ class TrainingState:
         average = None
         if recipe.ema:
             average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-        return cls(student, distiller, build_optimizers(recipe, student, distiller, device), average)
+        optimizers = build_optimizers(recipe, student, distiller, device)
+        return cls(student, distiller, optimizers, average, smallest_part(student, distiller))
 
     @property
     def judged(self) -> Classifier:
@@ -85,6 +94,14 @@ class TrainingState:
         named = {f"student/{name}": parameter for name, parameter in self.student.named_parameters()}
         named |= {f"distiller/{name}": parameter for name, parameter in self.distiller.named_parameters()}
         return {name: (one, owners[id(one)]) for name, one in named.items() if id(one) in owners}
+
+
+def smallest_part(*modules: nn.Module) -> int:
+    """The fewest images that a training step of these modules takes: two where one of them has BatchNorm, else one.
+
+    Of one image BatchNorm has no statistics where its map is a single value, and none of the batch elsewhere.
+    """
+    return 2 if any(isinstance(part, _BatchNorm) for module in modules for part in module.modules()) else 1
 
 
 def _state(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -16,9 +16,12 @@ from kd_mlflow.training.checkpoint import CheckpointFolder, EpochRow
 from kd_mlflow.training.group import Ended, Group
 from kd_mlflow.training.loop import train
 from kd_mlflow.training.observer import Silent
+from tests.distillers.steps import two_steps
 from tests.distillers.test_all_methods import METHOD_NAMES, SMALL, batches, task
 
 COUNT = 96
+# Of each share alone are the images that mixup pairs, and crd's draws.
+ALIKE = {method: {"mixup": False} if method == "patient" else {} for method in METHOD_NAMES if method != "crd"}
 
 
 def shared(method: str, group: Group):
@@ -50,6 +53,8 @@ def work(rank: int, folder: str) -> None:
         except Exception as error:
             found[method] = {"error": f"{type(error).__name__}: {error}"}
             break
+    steps = {method: two_steps(method, options, 1, Group(rank, 2)) for method, options in ALIKE.items()}
+    torch.save(steps, Path(folder) / f"{rank}.pt")
     found["ended"] = ended_by_the_leader(rank, folder)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -76,10 +81,20 @@ def ended_by_the_leader(rank: int, folder: str) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     processes.spawn(work, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def steps(folder):
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
@@ -90,6 +105,20 @@ def test_both_processes_end_alike(done, method):
     timed = ("train/seconds", "train/images_per_s", "train/seconds_per_batch")
     alike = {name for name in one["metrics"] if name not in timed}
     assert {name: one["metrics"][name] for name in alike} == {name: other["metrics"][name] for name in alike}
+
+
+@pytest.mark.parametrize("method", ALIKE)
+def test_both_processes_take_the_steps_of_the_whole_batch(steps, method):
+    """Class weights and label smoothing among it: losses and terms on average, gradients and state in each."""
+    whole = two_steps(method, ALIKE[method], 1)
+    pairs = [found[method] for found in steps]
+    assert pairs[0].keys() == pairs[1].keys() == whole.keys()
+    for key, value in whole.items():
+        if "loss" in key or "term" in key:
+            torch.testing.assert_close((pairs[0][key] + pairs[1][key]) / 2, value, rtol=1e-7, atol=1e-9, msg=key)
+        elif "logits" not in key:
+            for found in pairs:
+                torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9, msg=key)
 
 
 def test_the_leader_ends_a_training_for_both_and_the_next_one_is_done(done):

@@ -54,6 +54,8 @@ def test_shares_are_the_batch_and_parts_the_split(photos, tmp_path):
         assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
         assert {len(part.index) for part in parts} == {2}
+        assert whole.whole_labels is None
+        assert all(torch.equal(part.whole_labels, whole.labels) for part in parts)
     parts = [evaluation_batches(store, "val", batch_size=4, device=CPU, part=n, parts=4) for n in range(4)]
     seen = [place for part in parts for batch in part for place in batch.index.tolist()]
     assert seen == store.splits["val"].tolist()
