@@ -61,6 +61,7 @@ class Recipe(Options):
     teacher_backend: Literal["eager", "traced", "compiled"] = "eager"
     teacher_cache: CacheUse = "off"
     cache_precision: Literal["float16", "float32"] = "float16"
+    label_share: float = 1.0
     method: str = "labels"
     method_options: dict[str, Any] = Field(default_factory=dict)
 
@@ -86,7 +87,7 @@ def recipe(
         values = {name: value for name, value in values.items() if name not in SpeedOptions.model_fields}
     values |= {"role": role, "precision": precision, "method": "labels", "method_options": {}}
     if role == "teacher":
-        values |= {"architecture": config.teacher_arch, "weights": config.teacher_weights}
+        values |= {"label_share": 1.0, "architecture": config.teacher_arch, "weights": config.teacher_weights}
         for name in ("epochs", "learning_rate", "weight_decay", "normalization"):
             own = getattr(config, f"teacher_{name}")
             values[name] = getattr(config, name) if own is None else own

@@ -207,6 +207,14 @@ class StudentOptions(Options):
     student_weights: str = option(
         "none", "Weights the student starts from: none, imagenet, or a file.", panel="Models", common=True
     )
+    label_share: float = option(
+        1.0,
+        "Share of each class's training images whose labels student and control have; the teacher has all, and "
+        "teaches the student on the rest.",
+        panel="Data",
+        gt=0,
+        le=1,
+    )
 
 
 class DistillationOptions(Options):

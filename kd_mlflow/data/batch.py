@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
 def part_count(samples: int, parts: int, smallest: int) -> int:
     """How many parts of at least ``smallest`` samples a batch is cut into when ``parts`` are asked for; 1 or more."""
     return max(1, min(parts, samples // smallest))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch out of several, in their order; its epoch is the first's."""
+    first = batches[0]
+    return Batch(
+        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.index for batch in batches]),
+        tuple(torch.cat(views) for views in zip(*(batch.others for batch in batches), strict=True)),
+        first.epoch,
+        None if first.host_index is None else torch.cat([batch.host_index for batch in batches]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +37,7 @@ class Batch:
     images:
         ``[B, 3, H, W]``, uint8 or float32, in pixel units 0 to 255 (the models normalise).
     labels:
-        ``[B]``, int64.
+        ``[B]``, int64; :data:`kd_mlflow.data.labels.UNLABELED` where a label is kept back.
     index:
         ``[B]``, int64: each sample's place in the manifest.
     others:

@@ -7,17 +7,20 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from kd_mlflow.config import AugmentationOptions, Recipe
 from kd_mlflow.data.augment import augment, centre_crop
-from kd_mlflow.data.batch import Batch
+from kd_mlflow.data.batch import Batch, joined
 from kd_mlflow.data.draws import permutation
+from kd_mlflow.data.labels import LabeledImages
 from kd_mlflow.data.placing import Lane, load, to_device
 from kd_mlflow.data.store import Store
+
+Part = TypeVar("Part")
 
 AHEAD = 2
 # Seeds of a run have 32 bits: those of its further views never meet another run's.
@@ -44,6 +47,7 @@ def training_batches(
     device: torch.device,
     views: int = 1,
     share: Callable[[np.ndarray], np.ndarray] = lambda places: places,
+    labeled: LabeledImages | None = None,
 ) -> Iterator[Batch]:
     """One epoch of the training split, shuffled and augmented: a function of (seed, epoch) alone.
 
@@ -59,6 +63,8 @@ def training_batches(
         How many augmentations of each image; those after the first are strong whatever ``options`` say.
     share:
         The part of a batch's places ``[B]`` that is made.
+    labeled:
+        Which images keep their labels; None: all.
 
     Yields
     ------
@@ -67,18 +73,46 @@ def training_batches(
         also carries the labels of the whole batch.
     """
     train = store.splits["train"]
-    order = train[permutation(len(train), seed, epoch)]
     steps = range(steps_per_epoch(store, batch_size))
-    chosen = [order[step * batch_size : (step + 1) * batch_size] for step in steps]
+    if labeled is not None and labeled.alone:
+        order, epochs = labeled.order(train, len(train), seed, epoch)
+    else:
+        order, epochs = train[permutation(len(train), seed, epoch)], np.full(len(train), epoch)
+    parts = [slice(step * batch_size, (step + 1) * batch_size) for step in steps]
 
-    def make(whole: np.ndarray) -> Batch:
-        places = share(whole)
-        batch = training_view(store, options, places, seed=seed, epoch=epoch, device=device, views=views)
+    def make(part: slice) -> Batch:
+        whole, places = order[part], share(order[part])
+        batch = _viewed(store, options, places, share(epochs[part]), seed=seed, device=device, views=views)
+        if labeled is not None:
+            batch = replace(batch, epoch=epoch, labels=to_device(_labels(store, places, labeled), device))
         if len(places) == len(whole):
             return batch
-        return replace(batch, whole_labels=to_device(torch.from_numpy(store.labels[whole]), device))
+        return replace(batch, whole_labels=to_device(_labels(store, whole, labeled), device))
 
-    yield from _ahead(chosen, make, device)
+    yield from _ahead(parts, make, device)
+
+
+def _labels(store: Store, places: np.ndarray, labeled: LabeledImages | None) -> torch.Tensor:
+    return torch.from_numpy(store.labels[places] if labeled is None else labeled.labels(store.labels, places))
+
+
+def _viewed(
+    store: Store,
+    options: AugmentationOptions | Recipe,
+    places: np.ndarray,
+    epochs: np.ndarray,
+    *,
+    seed: int,
+    device: torch.device,
+    views: int,
+) -> Batch:
+    """A batch whose images are shown as in these epochs ``[B]``, which ascend."""
+    first, counts = np.unique(epochs, return_counts=True)
+    shown = [
+        training_view(store, options, part, seed=seed, epoch=int(epoch), device=device, views=views)
+        for epoch, part in zip(first, np.split(places, np.cumsum(counts)[:-1]), strict=True)
+    ]
+    return shown[0] if len(shown) == 1 else joined(shown)
 
 
 def training_view(
@@ -104,13 +138,22 @@ def training_view(
 
 
 def evaluation_batches(
-    store: Store, split: str, *, batch_size: int, device: torch.device, part: int = 0, parts: int = 1
+    store: Store,
+    split: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    part: int = 0,
+    parts: int = 1,
+    labeled: LabeledImages | None = None,
 ) -> Iterator[Batch]:
     """A whole split in the order of the manifest: the centre of each image, uint8, nothing left out.
 
-    Or one of several parts of it, of nearly equal size.
+    Or one of several parts of it, of nearly equal size; or its images alone that keep their labels.
     """
     places = np.array_split(store.splits[split], parts)[part]
+    if labeled is not None:
+        places = places[labeled.mask[places]]
     chosen = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
 
     def make(places: np.ndarray) -> Batch:
@@ -120,7 +163,7 @@ def evaluation_batches(
     yield from _ahead(chosen, make, device)
 
 
-def _ahead(todo: list[np.ndarray], make: Callable[[np.ndarray], Batch], device: torch.device) -> Iterator[Batch]:
+def _ahead(todo: list[Part], make: Callable[[Part], Batch], device: torch.device) -> Iterator[Batch]:
     """Each batch in order, AHEAD of them made before they are asked for.
 
     The thread ends with the iterator, also when that is closed early; what it raises is raised here.

@@ -48,6 +48,7 @@ class AT(Distiller):
         "Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR", 2017, "authors' code", "1612.03928"
     )
     Options = ATOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "stages"})
 
     def __init__(self, context: Context, options: ATOptions) -> None:

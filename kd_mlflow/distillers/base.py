@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_mlflow.data.batch import Batch
+from kd_mlflow.data.labels import UNLABELED
 from kd_mlflow.distillers.options import MethodOptions, Source
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.models.taps import Outputs
@@ -218,6 +219,10 @@ class Distiller(nn.Module):
     relational:
         Whether the loss sees images together: pairs of a batch, its statistics, or a memory that every batch changes.
         Its mean over the parts of a batch is then not that of the batch, and a batch never goes through in parts.
+    learns_unlabeled:
+        Whether the method learns from images without labels (:data:`kd_mlflow.data.labels.UNLABELED`): labels reach
+        its loss by :meth:`cross_entropy` alone, and something else teaches on every image. Else it is given labeled
+        images only.
     limits:
         What the method cannot do, as a sentence for its documentation.
     """
@@ -230,6 +235,7 @@ class Distiller(nn.Module):
     teacher_count: ClassVar[tuple[int, int]] = (1, 1)
     views: int = 1
     relational: ClassVar[bool] = False
+    learns_unlabeled: bool = False
     limits: ClassVar[str] = ""
 
     def __init__(self, context: Context, options: MethodOptions) -> None:
@@ -290,16 +296,18 @@ class Distiller(nn.Module):
             weight=self.class_weights,
             label_smoothing=self.label_smoothing,
             reduction="sum",
+            ignore_index=UNLABELED,
         )
         whole = labels if self._whole_labels is None else self._whole_labels
         divisor = len(labels) * self.image_weights(whole).mean()
         return total / divisor.masked_fill(divisor <= 0, torch.inf)
 
     def image_weights(self, labels: Tensor) -> Tensor:
-        """What each image ``[B]`` counts in the cross-entropy, by its label: its class weight, or 1."""
+        """What each image ``[B]`` counts in the cross-entropy: its label's class weight, or 1; 0 without a label."""
+        labeled = (labels != UNLABELED).float()
         if self.class_weights is None:
-            return torch.ones(len(labels), device=labels.device)
-        return self.class_weights[labels]
+            return labeled
+        return self.class_weights[labels.clamp(min=0)] * labeled
 
     def whole_count(self, labels: Tensor) -> int:
         """How many images the whole batch has of which these ``[B]`` are a part.

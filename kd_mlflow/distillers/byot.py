@@ -99,6 +99,7 @@ class BYOT(ExitDistiller):
         "Zhang, Song, Gao, Chen, Bao, Ma: Be Your Own Teacher, ICCV", 2019, "third-party code", "1905.08094"
     )
     Options = BYOTOptions
+    learns_unlabeled = True
     teacher_count = (0, 0)
     limits = "The student needs stages of maps to put exits at."
 

@@ -64,6 +64,7 @@ class DIST(Distiller):
         "2205.10536",
     )
     Options = DISTOptions
+    learns_unlabeled = True
     relational = True
     limits = (
         "With two samples in a batch the correlation within classes says nothing, and with two classes that between "

@@ -49,6 +49,7 @@ class DML(Distiller):
 
     source = Source("Zhang, Xiang, Hospedales, Lu: Deep Mutual Learning, CVPR", 2018, "authors' code", "1706.00384")
     Options = DMLOptions
+    learns_unlabeled = True
     teacher_count = (0, 0)
     limits = (
         "All networks are updated at once, as in the authors' code; the paper updates them in turn. Peers start from "

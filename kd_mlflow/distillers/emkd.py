@@ -139,6 +139,7 @@ class EMKD(Distiller):
         "2108.09987",
     )
     Options = EMKDOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "stages"})
     limits = "Made for segmentation: region affinities need masks and do not apply to classification."
 

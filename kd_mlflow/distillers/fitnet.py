@@ -35,6 +35,7 @@ class FitNet(Distiller):
         "Romero, Ballas, Kahou, Chassang, Gatta, Bengio: FitNets, ICLR", 2015, "third-party code", "1412.6550"
     )
     Options = FitNetOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "stages"})
     limits = "Hint and labels are learned together, as common code does; the paper does it in two stages."
 

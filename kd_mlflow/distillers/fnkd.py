@@ -88,6 +88,7 @@ class FNKD(Distiller):
         "authors' code",
     )
     Options = FNKDOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "pooled"})
     limits = (
         "Both networks need a classifier layer; where that is a convolution (SqueezeNet), the variant code applies it "

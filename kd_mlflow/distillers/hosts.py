@@ -81,6 +81,7 @@ class LearnedTemperature(Distiller):
             self.needs = self.needs | self.vid.needs
         if whole:
             require_two_classes(context, "dkd")
+        self.learns_unlabeled = not whole
         self.two_classes = context.num_classes == 2
 
     def loss(

@@ -86,6 +86,7 @@ class Joint(Distiller):
         "reconstruction",
     )
     Options = JointOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "stages"})
     teacher_count = (1, 99)
 
@@ -97,6 +98,7 @@ class Joint(Distiller):
         self.connectors = nn.ModuleList(
             nn.ModuleList(connector(pair.student[0], pair.teacher[0]) for pair in own) for own in pairs
         )
+        self.learns_unlabeled = options.teacher_weights == "uniform"
         learned = options.weights == "learned"
         self.log_sigma = nn.Parameter(torch.zeros(3)) if learned else None
 

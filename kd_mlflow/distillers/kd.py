@@ -68,6 +68,7 @@ class KD(Distiller):
         "Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network", 2015, "third-party code", "1503.02531"
     )
     Options = SoftTargetOptions
+    learns_unlabeled = True
     teacher_count = (1, 99)
 
     def __init__(self, context: Context, options: SoftTargetOptions) -> None:

@@ -123,6 +123,7 @@ class KDFM(Distiller):
         "1812.00660",
     )
     Options = KDFMOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "stages"})
     built_on = frozenset({"pooled"})
     limits = (

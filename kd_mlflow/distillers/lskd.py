@@ -72,6 +72,7 @@ class LSKD(Distiller):
         "2403.01427",
     )
     Options = LSKDOptions
+    learns_unlabeled = True
     limits = (
         "Needs three classes. With the host dkd it cannot be used with mixed labels; with mlkd each step takes two "
         "views of every image, and batches are not cut into parts (--accumulate)."
@@ -82,6 +83,7 @@ class LSKD(Distiller):
         if context.num_classes < 3:
             raise InputError("The method 'lskd' needs three classes: standardised logits of two are always ±0.71.")
         self.weights = options
+        self.learns_unlabeled = options.host != "dkd"
         self.views = 2 if options.host == "mlkd" else 1
         own = 1.0 if options.host == "dkd" else 0.1
         self.ce_weight = own if options.ce_weight is None else options.ce_weight

@@ -146,6 +146,7 @@ class MLKD(Distiller):
 
     source = Source("Jin, Wang, Lin: Multi-Level Logit Distillation, CVPR", 2023, "authors' code")
     Options = MLKDOptions
+    learns_unlabeled = True
     views = 2
     relational = True
     limits = (

@@ -67,6 +67,7 @@ class OFD(Distiller):
         "1904.01866",
     )
     Options = OFDOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "preactivations"})
     limits = (
         "The teacher's stages must end in BatchNorm (not VGG without it, ConvNeXt); it stays in eval mode, where the "

@@ -52,6 +52,7 @@ class Patient(Distiller):
         "2106.05237",
     )
     Options = PatientOptions
+    learns_unlabeled = True
     teacher_count = (1, 99)
     limits = (
         "It needs a very long schedule. With mixup the training accuracy is that on mixed images against the label of "

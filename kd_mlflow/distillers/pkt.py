@@ -47,6 +47,7 @@ class PKT(Distiller):
         "1803.10837",
     )
     Options = PKTOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "pooled"})
     relational = True
     limits = "Its probabilities are those within a batch, of all processes together."

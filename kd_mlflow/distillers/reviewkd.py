@@ -79,6 +79,7 @@ class ReviewKD(Distiller):
         "Chen, Liu, Zhao, Jia: Distilling Knowledge via Knowledge Review, CVPR", 2021, "authors' code", "2104.09044"
     )
     Options = ReviewKDOptions
+    learns_unlabeled = True
     needs = TAPS
     limits = "Both networks need pre-activations that can be tapped."
 

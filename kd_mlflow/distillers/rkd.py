@@ -76,6 +76,7 @@ class RKD(Distiller):
 
     source = Source("Park, Kim, Lu, Cho: Relational Knowledge Distillation, CVPR", 2019, "authors' code", "1904.05068")
     Options = RKDOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "pooled"})
     relational = True
     limits = (

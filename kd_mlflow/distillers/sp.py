@@ -41,6 +41,7 @@ class SP(Distiller):
         "Tung, Mori: Similarity-Preserving Knowledge Distillation, ICCV", 2019, "third-party code", "1907.09682"
     )
     Options = SPOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "stages"})
     relational = True
     limits = "Its similarities are those within a batch, of all processes together."

@@ -45,6 +45,7 @@ class TSKD(ExitDistiller):
         "reconstruction",
     )
     Options = TSKDOptions
+    learns_unlabeled = True
     limits = "The student needs stages of maps to put exits at."
 
     def __init__(self, context: Context, options: TSKDOptions) -> None:

@@ -58,6 +58,7 @@ class VID(Distiller):
         "1904.05835",
     )
     Options = VIDOptions
+    learns_unlabeled = True
     needs = frozenset({"logits", "stages"})
 
     def __init__(self, context: Context, options: VIDOptions) -> None:

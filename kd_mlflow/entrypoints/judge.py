@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kd_mlflow.config import Recipe
+from kd_mlflow.data.labels import LabeledImages, label_mask
 from kd_mlflow.data.loading import evaluation_batches
 from kd_mlflow.distillers.base import Distiller
 from kd_mlflow.entrypoints.session import Session
@@ -64,10 +65,14 @@ def judge_split(
 
 
 def judge(session: Session, model: nn.Module, recipe: Recipe, teacher: nn.Module | None) -> Verdict:
-    """Validation first, then test, then the training split measured the same way."""
+    """Validation first, then test, then the training images whose labels it had, measured the same way."""
     val = judge_split(session, model, "val", recipe.batch_size, teacher)
     test = judge_split(session, model, "test", recipe.batch_size, teacher)
-    batches = evaluation_batches(session.store, "train", batch_size=recipe.batch_size, device=session.device)
+    mask = label_mask(session.store, recipe)
+    labeled = None if mask is None else LabeledImages(mask, alone=True)
+    batches = evaluation_batches(
+        session.store, "train", batch_size=recipe.batch_size, device=session.device, labeled=labeled
+    )
     return Verdict(val, test, measure_accuracy(model, batches, session.device, session.precision))
 
 

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.depth import FULL_RANGE
+from kd_mlflow.data.labels import LabeledImages, label_mask
 from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_per_epoch, training_batches
+from kd_mlflow.data.store import Store
 from kd_mlflow.distillers.base import Context, Distiller
+from kd_mlflow.distillers.names import CONTROL
 from kd_mlflow.distillers.refusals import naming_methods
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.cutting import check_images, check_parts, in_more_parts, parts_sentence, shares_sentence
@@ -206,7 +210,7 @@ def check(session: Session, recipe: Recipe, teachers: Sequence[Classifier] | Non
     Tapped(trained, task.distiller.needs)
     check_images(recipe, len(splits["train"]), trained, task.distiller)
     task.distiller.check_epochs(recipe.epochs)
-    return task.distiller.notes(recipe.batch_size)
+    return [*label_notes(session.store, recipe, task.distiller), *task.distiller.notes(recipe.batch_size)]
 
 
 def _whole(usage: Usage, epochs_before: int) -> Usage:
@@ -281,13 +285,26 @@ def _parameters(model: Classifier) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def label_notes(store: Store, recipe: Recipe, distiller: Distiller) -> list[str]:
+    """What is said of a student that has only some of the labels."""
+    mask = label_mask(store, recipe)
+    if mask is None:
+        return []
+    rest = f"{recipe.method} learns from the others, too"
+    if not distiller.learns_unlabeled:
+        rest = f"{'training with labels only' if recipe.method == CONTROL else recipe.method} leaves the others out"
+    count, total = int(mask.sum()), len(store.splits["train"])
+    return [f"The {recipe.role} has the labels of {count} of {total} training images; {rest}."]
+
+
 @naming_methods()
 def training_task(
     session: Session, recipe: Recipe, student: Classifier, teachers: Sequence[Classifier], group: Group | None = None
 ) -> Task:
     """What the loop needs to train by the recipe, or this process's share of it."""
     store, device, group = session.store, session.device, group or Group()
-    train = store.splits["train"]
+    mask = label_mask(store, recipe)
+    train = store.splits["train"] if mask is None else np.flatnonzero(mask)
     context = Context(
         num_classes=len(store.classes),
         class_weights=_class_weights(session, recipe),
@@ -299,6 +316,7 @@ def training_task(
         seed=recipe.seed,
     )
     distiller: Distiller = create(recipe.method, context, recipe.method_options)
+    labeled = None if mask is None else LabeledImages(mask, alone=not distiller.learns_unlabeled)
     return Task(
         recipe=recipe,
         student=student,
@@ -313,6 +331,7 @@ def training_task(
             device=device,
             views=distiller.views,
             share=group.share,
+            labeled=labeled,
         ),
         validation_batches=lambda: evaluation_batches(
             store, "val", batch_size=recipe.batch_size, device=device, part=group.rank, parts=group.size
@@ -324,10 +343,11 @@ def training_task(
 
 
 def _class_weights(session: Session, recipe: Recipe) -> Tensor | None:
-    """``[K]``: n / (K · n_k), so that their mean over the training split is 1."""
+    """``[K]``: n / (K · n_k), so that their mean over the labeled training images is 1."""
     if recipe.class_weights == "none":
         return None
     store = session.store
-    labels = torch.as_tensor(store.labels[store.splits["train"]])
+    mask = label_mask(store, recipe)
+    labels = torch.as_tensor(store.labels[store.splits["train"] if mask is None else np.flatnonzero(mask)])
     counts = torch.bincount(labels, minlength=len(store.classes)).clamp(min=1)
     return (len(labels) / (len(store.classes) * counts)).float()

@@ -31,6 +31,8 @@ def teacher_sources(
     needs = distiller.needs if distiller.teacher_needs is None else distiller.teacher_needs
     live = [LiveTeacher(teacher, needs, session.device, recipe.teacher_backend) for teacher in teachers]
     reason = why_live(distiller)
+    if recipe.label_share < 1 and not distiller.learns_unlabeled:
+        reason = reason or "sees its labeled images several times an epoch"
     if recipe.teacher_cache == "off" or (recipe.teacher_cache == "auto" and reason):
         return live
     if reason and live:

@@ -62,7 +62,8 @@ def train_role(
     plan = recipe(own, role, session.precision)
     key = ("kd.fingerprint", training_fingerprint(session, plan))
     name = f"{role} {plan.architecture}"
-    check(session, plan, ())
+    for note in check(session, plan, ()):
+        session.terminal.say(note)
     with open_run(session, role, key, resume=resume, owner=owner, name=name, config=own, plan=plan) as writer:
         record_setup(session, writer, own)
         trained = train_network(session, plan, writer)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kd_mlflow.config import Recipe
 from kd_mlflow.data.batch import Batch
+from kd_mlflow.data.labels import UNLABELED
 from kd_mlflow.distillers.base import Distiller, Progress, Step, TeacherSource
 from kd_mlflow.errors import GuardError
 from kd_mlflow.models.classifier import Classifier
@@ -197,12 +198,15 @@ def train_epoch(task: Task, state: TrainingState, forward: Forward, epoch: int, 
         for name, value in {"loss": loss, **step.terms}.items():
             sums[name] = sums.get(name, 0.0) + value * len(batch.labels)
         sums["accuracy"] = sums.get("accuracy", 0) + correct
+        sums["labeled"] = sums.get("labeled", 0) + (batch.labels != UNLABELED).sum()
         seen += len(batch.labels)
         observer.on_step(epoch, number + 1, task.steps_per_epoch)
     guard.check()
     whole = task.group.sums({**sums, "seen": seen})
     seen = whole.pop("seen")
+    labeled = whole.pop("labeled")
     means = {f"train/{name}": value / seen for name, value in whole.items()}
+    means["train/accuracy"] = whole["accuracy"] / max(1, labeled)
     elapsed = time.perf_counter() - started
     return means | {
         "train/learning_rate": rate,
