@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from kd_mlflow.entrypoints.evaluate import same_classes
 from kd_mlflow.entrypoints.show import predictions
 from kd_mlflow.entrypoints.terminal import Terminal
-from kd_mlflow.errors import harmless
+from kd_mlflow.errors import InputError, harmless
 from kd_mlflow.reports.tables import Table
 from kd_mlflow.tracking.client import connect
 from kd_mlflow.tracking.runs import download, find_runs
@@ -38,6 +40,25 @@ def test_a_name_does_not_steer_the_terminal(sequence, capsys):
 def test_plain_text_stays_as_it_is():
     text = "über 猫 'quoted' \"x\" $(touch f) `id` <b>\n\ttwo lines"
     assert harmless(text) == text
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "sentence"),
+    [
+        ("caf\u00e9", "cafe\u0301", "'cafe\\u0301' and 'caf\\xe9' differ only in Unicode form"),
+        ("Cat", "cat", "'Cat' and 'cat' differ only in upper and lower case"),
+    ],
+)
+def test_a_model_that_spells_a_class_otherwise_is_refused_with_the_twin(theirs: str, ours: str, sentence: str):
+    def known(*classes: str) -> SimpleNamespace:
+        return SimpleNamespace(classes=classes, image_size=16)
+
+    network = SimpleNamespace(model=SimpleNamespace(spec=known(theirs, "dog")))
+    with pytest.raises(InputError) as caught:
+        same_classes(SimpleNamespace(store=known(ours, "dog")), network, "models:/pets@champion")
+    assert f"spell their classes in different ways: {sentence}" in str(caught.value)
+    with pytest.raises(InputError, match=r"they differ in bird, dog"):
+        same_classes(SimpleNamespace(store=known(theirs, "bird")), network, "models:/pets@champion")
 
 
 @pytest.mark.parametrize("cell", ["=1+1", " =1+1", "\n=1+1", "+cmd", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "＝1+1"])
