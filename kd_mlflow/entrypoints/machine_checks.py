@@ -161,6 +161,8 @@ def _not_writable(folder: Path) -> str:
     """Why no file can be written into a folder, or into the one above in which it would be made; empty if it can."""
     try:
         while not folder.exists():
+            if folder.is_symlink():
+                return "it is a link to nothing"
             folder = folder.parent
         # It has no name, and is gone when it is closed.
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -15,6 +15,7 @@ import mlflow
 import pytest
 import torch
 
+from kd_mlflow.cli import cli
 from kd_mlflow.entrypoints import doctor, machine
 from kd_mlflow.entrypoints.doctor import examine
 from kd_mlflow.entrypoints.machine_checks import Finding
@@ -177,22 +178,20 @@ def test_little_shared_memory_is_noted_with_the_option_of_the_container(monkeypa
     assert machine.shared_memory().state == "ok"
 
 
-class _Broken(Place):
-    """A machine whose home is a file."""
-
-    @property
-    def home(self) -> Path:
-        return self.path / "file"
-
-
 @pytest.mark.fault("doctor meets several problems at once", "exit code 1, and each problem with its way out")
-def test_doctor_prints_one_json_object_and_ends_with_1(place: Place) -> None:
-    broken = _Broken(place.path)
-    (place.path / "file").write_text("")
-    process = broken.start("doctor", "--json", "--tracking-uri", "http://127.0.0.1:9", "--data", "missing/")
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 1, err
-    result = json.loads(out)
+def test_doctor_prints_one_json_object_and_ends_with_1(here: Place, monkeypatch, capsys) -> None:
+    (here.path / "file").write_text("")
+    monkeypatch.setenv("KD_MLFLOW_HOME", str(here.path / "file"))
+    arguments = ["doctor", "--json", "--tracking-uri", "http://127.0.0.1:9", "--data", "missing/"]
+    with pytest.raises(SystemExit) as ending:
+        cli.main(arguments, standalone_mode=False)
+    assert ending.value.code == 1
+    result = json.loads(capsys.readouterr().out)
     problems = {check["name"]: check for check in result["checks"] if check["state"] == "problem"}
-    assert {"home", "tracking", "registry", "data"} <= set(problems)
+    assert set(problems) == {"home", "tracking", "registry", "data"}
     assert all(check["advice"] for check in problems.values())
+
+
+def test_doctor_ends_with_0_when_all_that_is_needed_works(here: Place, capsys) -> None:
+    cli.main(["doctor"], standalone_mode=False)
+    assert "what to do" in capsys.readouterr().out

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from mlflow import MlflowClient
 
 from kd_mlflow.config import TeacherConfig
 from kd_mlflow.entrypoints.train import train_teacher
 from kd_mlflow.errors import InputError
-from kd_mlflow.places import offline_store
-from kd_mlflow.tracking.client import connect
+from kd_mlflow.places import offline_uri
 from kd_mlflow.tracking.existing import check_adoptable
 from kd_mlflow.tracking.experiments import experiment_name
 
@@ -76,7 +77,7 @@ def test_the_run_of_mlflow_run_has_its_experiment_whatever_the_variables(client,
 
 def test_an_id_of_a_server_says_nothing_offline(client, two, monkeypatch) -> None:
     monkeypatch.setenv(ID, two[0])
-    offline = connect(offline_store())
+    offline = SimpleNamespace(tracking_uri=offline_uri())  # it is not asked
     with pytest.raises(InputError, match="--offline does not ask; name the experiment with --experiment"):
         experiment_name(offline)
     assert experiment_name(offline, "photos") == "photos"
