@@ -50,6 +50,8 @@ class Session:
         """Check what can be checked at once, connect, and prepare the data."""
         device = resolve_device(config.device)
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
+        if precision == "float16" and device.type == "cpu":
+            terminal.warn("--precision float16 is slow on a CPU, which computes in float32 or bfloat16 natively.")
         place = home()
         client = connect(config.tracking_uri)
         _mend(client, place, terminal)
