@@ -54,7 +54,7 @@ class Recipe(Options):
     gradient_clip: float
     patience: int
     ema: float
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "float16"]
     seed: int
     compile: Switch = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
@@ -69,7 +69,7 @@ class Recipe(Options):
 def recipe(
     config: TrainingOptions,
     role: Role,
-    precision: Literal["float32", "bfloat16"],
+    precision: Literal["float32", "bfloat16", "float16"],
     method_options: dict[str, Any] | None = None,
     teacher_backend: Literal["eager", "traced", "compiled"] = "eager",
 ) -> Recipe:

@@ -115,8 +115,10 @@ class TrainingOptions(Options):
         ge=0,
         lt=1,
     )
-    precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "auto is bfloat16 on GPUs that have it, float32 elsewhere.", panel="Training"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "auto is bfloat16 on GPUs that have it, float16 with scaled gradients on GPUs that do not, float32 elsewhere.",
+        panel="Training",
     )
     compile: Switch = option(
         "auto", "torch.compile for the network that learns, where a method needs its logits alone; auto: on GPUs.",

@@ -19,13 +19,13 @@ from kd_mlflow.entrypoints.network import training_task
 from kd_mlflow.entrypoints.processes import MEMORY, answers, is_loss, meet, next_job
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.entrypoints.terminal import Terminal
-from kd_mlflow.errors import InputError
+from kd_mlflow.errors import GuardError, InputError
 from kd_mlflow.models.classifier import Classifier, ModelSpec
 from kd_mlflow.models.zoo import build
 from kd_mlflow.places import home
 from kd_mlflow.training.checkpoint import EpochRow, Meta
 from kd_mlflow.training.group import Ended, Group
-from kd_mlflow.training.loop import NonFiniteLoss, Task, train
+from kd_mlflow.training.loop import Task, train
 from kd_mlflow.training.observer import Silent
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ def _train(job: dict[str, Any], tensors: dict[str, Tensor], group: Group) -> Non
         return
     try:
         train(task, _Handed(found), Silent())
-    except (Ended, NonFiniteLoss) as end:  # of these all processes know
+    except (Ended, GuardError) as end:
+        if isinstance(end, GuardError) and not group.agreed:  # this process alone knows of it
+            raise
         log.info("The training ended: %s", end)
 
 

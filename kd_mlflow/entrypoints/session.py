@@ -76,6 +76,8 @@ class Session:
         """
         device = resolve_device(config.device)
         precision = resolve_precision(getattr(config, "precision", "auto"), device)
+        if precision == "float16" and device.type == "cpu":
+            terminal.warn("--precision float16 is slow on a CPU, which computes in float32 or bfloat16 natively.")
         place = home()
         home_folder(SPOOL)
         if getattr(config, "teacher_cache", "off") != "off":

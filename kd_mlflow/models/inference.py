@@ -72,7 +72,9 @@ class FastForward:
 
     def _shared(self, images: Tensor) -> Forward | None:
         known = _built.setdefault(self.tapped.model, {})
-        key = (self.backend, self.tapped.needs, _shape(images), torch.is_autocast_enabled(images.device.type))
+        kind = images.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (self.backend, self.tapped.needs, _shape(images), precision)
         if key not in known:
             known[key] = self._build(images)
         return known[key]

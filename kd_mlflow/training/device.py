@@ -9,7 +9,7 @@ import torch
 
 from kd_mlflow.errors import InputError
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -36,11 +36,20 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` is bfloat16 on CUDA devices that have it, float32 elsewhere."""
+    """``auto`` is bfloat16 on CUDA devices that have it, float16 on those that do not, float32 elsewhere.
+
+    Raises
+    ------
+    InputError
+        float16 on a device for which PyTorch has no scaling of gradients that was ever tried.
+    """
+    if name == "float16" and device.type not in ("cpu", "cuda"):
+        raise InputError(f"--precision float16 is for CUDA devices and CPUs; on {device} give float32 or bfloat16.")
     if name != "auto":
         return name  # type: ignore[return-value]
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_bfloat16 else "float32"
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def resolve_compile(name: str, device: torch.device) -> bool:
@@ -56,6 +65,4 @@ def resolve_memory_format(name: str, device: torch.device) -> torch.memory_forma
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """The context in which forward passes run."""
-    if precision == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=getattr(torch, precision))

@@ -27,6 +27,7 @@ from kd_mlflow.training.evaluation import epoch_scores, predict_logits
 from kd_mlflow.training.group import Forward, Group
 from kd_mlflow.training.observer import Observer
 from kd_mlflow.training.optimizer import rate_factor, set_rates
+from kd_mlflow.training.scaling import LossScaler
 from kd_mlflow.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def fit(task: Task, checkpoints: Checkpoints, observer: Observer) -> Fit:
     Raises
     ------
     GuardError
-        The loss is not finite.
+        The loss or the weights are not finite, or no scale keeps the gradients within float16.
     """
     state = train(task, checkpoints, observer)
     observer.on_end(state.meta.best_epoch)
@@ -180,7 +181,9 @@ def train_epoch(task: Task, state: TrainingState, forward: Forward, epoch: int, 
     state.student.train()
     state.distiller.train()
     alone = task.device.type == "cpu" and task.group.size == 1
-    guard = _FiniteGuard(1 if alone else GUARD_WINDOW, task.group)
+    guard = _FiniteGuard(1 if alone else GUARD_WINDOW, task.group, state.scaler)
+    if state.scaler is not None:
+        state.scaler.begin_epoch()
     sums: dict[str, Tensor] = {}
     seen, started, rate = 0, time.perf_counter(), 0.0
     for number, batch in enumerate(task.training_batches(epoch)):
@@ -207,6 +210,8 @@ def train_epoch(task: Task, state: TrainingState, forward: Forward, epoch: int, 
     labeled = whole.pop("labeled")
     means = {f"train/{name}": value / seen for name, value in whole.items()}
     means["train/accuracy"] = whole["accuracy"] / max(1, labeled)
+    if state.scaler is not None:  # the same in all processes
+        means["train/overflow_steps"] = float(state.scaler.skipped)
     elapsed = time.perf_counter() - started
     return means | {
         "train/learning_rate": rate,
@@ -228,17 +233,27 @@ def _step(task: Task, state: TrainingState, forward: Forward, batch: Batch, prog
                 step = forward(part, task.teachers, replace(progress, part=number))
             share = len(part.labels) / len(batch.labels)
             loss = sum(step.losses.values())
-            (loss if share == 1 else loss * share).backward()
+            loss = loss if share == 1 else loss * share
+            (loss if state.scaler is None else state.scaler.scale(loss)).backward()
         done.append((share, step))
-    for optimizer in state.optimizers.values():
-        if task.recipe.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(
-                [p for group in optimizer.param_groups for p in group["params"]], task.recipe.gradient_clip
-            )
-        optimizer.step()
-    if state.average is not None:
-        state.average.update_parameters(state.student)
+    _update(state, task.recipe.gradient_clip)
     return done[0][1] if len(done) == 1 else _joined(done)
+
+
+def _update(state: TrainingState, clip: float) -> None:
+    """One update from the gradients that are there; none of any network where they overflowed float16."""
+    if state.scaler is not None:
+        state.scaler.unscale(state.optimizers.values())
+    for optimizer in state.optimizers.values():
+        if clip:
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+        if state.scaler is None:
+            optimizer.step()
+    if state.scaler is not None:
+        state.scaler.step()
+    if state.average is not None:
+        # Also after a skipped update, which the host does not know of: as if its gradient had been 0.
+        state.average.update_parameters(state.student)
 
 
 def _joined(parts: Sequence[tuple[float, Step]]) -> Step:
@@ -269,9 +284,10 @@ def _check_weights(student: Classifier, epoch: int, group: Group) -> None:
 class _FiniteGuard:
     """Notices a loss that is not finite, without making every step wait; in a group in all processes at once."""
 
-    def __init__(self, window: int, group: Group) -> None:
+    def __init__(self, window: int, group: Group, scaler: LossScaler | None = None) -> None:
         self.window = window
         self.group = group
+        self.scaler = scaler
         self.pending: list[tuple[Tensor, Tensor, Progress]] = []
 
     def watch(self, loss: Tensor, batch: Batch, progress: Progress) -> None:
@@ -289,7 +305,9 @@ class _FiniteGuard:
             if not here.isfinite().all():
                 samples = self.group.rows(index.cpu()).tolist()
                 self.group.agreed = True
-                raise NonFiniteLoss(float(here[~here.isfinite()][0]), progress, samples)
+                raise NonFiniteLoss(float(here[~here.isfinite()][0]), progress, samples, self.scaler is not None)
+        if self.scaler is not None:
+            self.scaler.check(self.pending[-1][2], self.group)
         self.pending.clear()
 
 
@@ -302,11 +320,12 @@ class NonFiniteLoss(GuardError):
         Places in the manifest of the batch at which it happened.
     """
 
-    def __init__(self, loss: float, progress: Progress, samples: list[int]) -> None:
+    def __init__(self, loss: float, progress: Progress, samples: list[int], in_float16: bool = False) -> None:
         self.samples = samples
         self.epoch = progress.epoch
         self.step = progress.step
         super().__init__(
             f"The loss became {loss} in epoch {progress.epoch}, step {progress.step}; the samples of that batch "
-            "are in the run. Lower --learning-rate, or set --gradient-clip 1."
+            "are in the run. Lower --learning-rate, or set --gradient-clip 1"
+            f"{', or give --precision float32: float16 ends at 65504' if in_float16 else ''}."
         )

@@ -14,6 +14,7 @@ from kd_mlflow.distillers.base import Distiller
 from kd_mlflow.models.classifier import Classifier
 from kd_mlflow.training.checkpoint import Meta
 from kd_mlflow.training.optimizer import build_optimizers
+from kd_mlflow.training.scaling import LossScaler
 
 
 @dataclass
@@ -24,6 +25,8 @@ class TrainingState:
     ----------
     smallest_part:
         The fewest images that may go through the networks at once.
+    scaler:
+        For training in float16.
     """
 
     student: Classifier
@@ -31,6 +34,7 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     average: AveragedModel | None
     smallest_part: int = 1
+    scaler: LossScaler | None = None
     meta: Meta = field(default_factory=Meta)
 
     @classmethod
@@ -40,7 +44,8 @@ class TrainingState:
         if recipe.ema:
             average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
         optimizers = build_optimizers(recipe, student, distiller, device)
-        return cls(student, distiller, optimizers, average, smallest_part(student, distiller))
+        scaler = LossScaler(optimizers.values(), device) if recipe.precision == "float16" else None
+        return cls(student, distiller, optimizers, average, smallest_part(student, distiller), scaler)
 
     @property
     def judged(self) -> Classifier:
@@ -58,6 +63,8 @@ class TrainingState:
             for key, value in optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     parts[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+        if self.scaler is not None:
+            parts |= {f"scaler.{name}": value for name, value in self.scaler.tensors().items()}
         return {name: value.detach().cpu().clone().contiguous() for name, value in parts.items()}
 
     def restore(self, tensors: dict[str, Tensor], meta: Meta) -> None:
@@ -77,6 +84,8 @@ class TrainingState:
                         state[key] = value.to(parameter.device) if value.dim() or fused else value
             if state:
                 optimizer.state[parameter] = state
+        if self.scaler is not None:
+            self.scaler.restore({n.removeprefix("scaler."): v for n, v in tensors.items() if n.startswith("scaler.")})
         self.meta = meta
 
     def _modules(self) -> list[tuple[str, nn.Module]]:

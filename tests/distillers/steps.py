@@ -27,20 +27,25 @@ def recipe_of(name: str, options: dict, parts: int) -> Recipe:
     return recipe(config, "student", "float32").model_copy(update={"method": name, "method_options": options})
 
 
-def two_steps(name: str, options: dict, parts: int, group: Group | None = None) -> dict[str, torch.Tensor]:
+def two_steps(
+    name: str, options: dict, parts: int, group: Group | None = None, precision: str = "float64"
+) -> dict[str, torch.Tensor]:
     """Losses, terms, gradients and all state after the last step of an epoch and the first of the next one.
 
     In float64, with BatchNorm in eval mode, so that the whole batch, its parts and its shares can be equal.
     """
     plan = recipe_of(name, options, parts)
+    if precision == "float16":
+        plan = plan.model_copy(update={"precision": precision})
+    dtype = torch.float64 if precision == "float64" else torch.float32
     teacher, student = network("tests.distillers.small:deep", 1), network("tests.distillers.small:shallow", 2)
     known = context(student, teacher, samples=16)
     known = replace(known, class_weights=torch.tensor([0.5, 1.0, 4.0]), label_smoothing=0.1)
-    distiller = create(name, known, options).double()
+    distiller = create(name, known, options).to(dtype)
     needs = distiller.needs if distiller.teacher_needs is None else distiller.teacher_needs
-    teachers = [LiveTeacher(teacher.double(), needs, CPU)] if distiller.teacher_count[1] else []
+    teachers = [LiveTeacher(teacher.to(dtype), needs, CPU)] if distiller.teacher_count[1] else []
     torch.manual_seed(0)
-    trained = distiller.training_student(student).double()
+    trained = distiller.training_student(student).to(dtype)
     task = Task(plan, trained, distiller, teachers, iter, iter, 2, CPU)
     state = TrainingState.fresh(plan, trained, distiller, CPU)
     for module in (*trained.modules(), *distiller.modules()):

@@ -13,7 +13,9 @@ from kd_mlflow.config import DistillConfig, Recipe, recipe, resolve
 from kd_mlflow.data.batch import Batch
 from kd_mlflow.distillers.registry import create
 from kd_mlflow.entrypoints.cutting import check_images, check_parts, in_more_parts, parts_sentence
+from kd_mlflow.entrypoints.search import _hardest
 from kd_mlflow.errors import GuardError, InputError
+from kd_mlflow.search.space import Parameter, Space
 from tests.conftest import TINY
 from tests.distillers.networks import context, network
 from tests.entrypoints.tiny import make, plain
@@ -127,6 +129,20 @@ def test_parts_are_doubled_down_to_the_smallest_that_the_network_takes(given, ne
             now = in_more_parts(session, writer, now, network)
             assert (now.accumulate, tags["kd.accumulate"]) == (more, str(more))
             assert f"(--accumulate {more})" in said[-1]
+
+
+def test_a_search_checks_its_smallest_batch_and_every_choice_of_a_method():
+    """One of the hosts of lskd may not be cut, whichever is the default."""
+    batches = Parameter("batch_size", "choice", choices=(8, 1, 4))
+    hosts = Parameter("lskd-host", "choice", choices=("kd", "mlkd"), method="lskd")
+    dkd = Parameter("dkd-beta", "float", 1.0, 8.0, method="dkd")
+    found = _hardest(plan("lskd", {"host": "kd"}, accumulate=2), Space((batches, hosts, dkd)))
+    assert [one.method_options["host"] for one in found] == ["kd", "mlkd", "kd"]
+    assert {one.batch_size for one in found} == {1}
+    with pytest.raises(InputError, match="'lskd' sees the images of a batch together"):
+        check_parts(found[1])
+    (same,) = _hardest(plan("kd"), Space((Parameter("batch_size", "int", 16, 64),)))
+    assert same.batch_size == 16
 
 
 def test_fewer_parts_than_were_asked_for_are_said():
