@@ -275,7 +275,7 @@ def export(model: str, file: Path, kind: str | None, tracking_uri: str, as_json:
 @_tracking
 @_json
 def runs(as_json: bool, tracking_uri: str, **values: Any) -> None:
-    """A leaderboard of the runs in the store."""
+    """A leaderboard of the runs in the store, by figures alone: distill and compare tell differences from chance."""
     from kd_mlflow.entrypoints.runs_table import list_runs
     from kd_mlflow.entrypoints.show import leaderboard
 

@@ -204,7 +204,7 @@ def _one_dataset(
                 finished.append(cell_of(view, method, seed))
             gc.collect()
     store, figures = session.store, teachers[0].view.metrics if teachers else {}
-    finished, sitting = measure_cells(session, teachers[0].network.model if teachers else None, finished)
+    finished, sitting = measure_cells(session, writer, teachers[0].network.model if teachers else None, finished)
     if sitting and "teacher" in sitting.networks:
         figures = figures | {f"efficiency/{name}": value for name, value in sitting.ratios("teacher").items()}
     return Comparison(

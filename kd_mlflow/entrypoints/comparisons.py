@@ -88,7 +88,7 @@ def cell_of(view: RunView, method: str, seed: int) -> Cell:
     said = view.predictions.get("test")
     evidence = "" if method == CONTROL else method_class(method).source.evidence
     predicted, labels = (None, None) if said is None else (said.predicted, said.label)
-    return Cell(method, seed, view.run_id, view.metrics, predicted, labels, evidence)
+    return Cell(method, seed, view.run_id, view.metrics, predicted, labels, evidence, view.shared)
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:

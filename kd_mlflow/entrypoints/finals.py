@@ -132,7 +132,7 @@ def train_finals(
     final = with_resolved_method(config.trial(candidates[winner], chosen.seed))
     uris = tuple(teacher.uri for teacher in teachers[: method_class(final.method).teacher_count[1]])
     registered = _register(session, final, chosen) if config.register_model else None
-    cells, sitting = measure_cells(session, teachers[0].network.model if teachers else None, cells)
+    cells, sitting = measure_cells(session, writer, teachers[0].network.model if teachers else None, cells)
     return Finals(
         objective.name,
         tuple(cells),

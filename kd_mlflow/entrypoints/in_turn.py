@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from kd_mlflow.entrypoints.evaluate import network_of_run
+from kd_mlflow.entrypoints.machine import IN_TURN, watched
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import KdMlflowError
 from kd_mlflow.measures.in_turn import Sitting, measure_in_turn
@@ -43,21 +44,23 @@ def measure_views(
     control = next((view for view in views if view.role == "control"), None)
     beside = _loaded(session, control.run_id) if control else None
     networks = {"teacher": teacher, "control": beside, "student": student}
-    sitting = _sit(session, {role: model for role, model in networks.items() if model is not None})
+    sitting = _sit(session, writer, {role: model for role, model in networks.items() if model is not None})
     if sitting is None:
         return list(views), None
+    shared = {IN_TURN: sitting.shared} if sitting.shared else {}
     writer.final_metrics(_metrics(sitting, "student"))
     writer.json(ARTIFACT, sitting.to_json())
     first = next((view for view in views if view.role == "teacher"), None)
     told = []
     for view in views:
         measured = view.role in sitting.networks and (view.role != "teacher" or view is first)
-        told.append(replace(view, metrics=view.metrics | _metrics(sitting, view.role)) if measured else view)
+        metrics = view.metrics | _metrics(sitting, view.role) if measured else view.metrics
+        told.append(replace(view, metrics=metrics, shared={**view.shared, **shared} if measured else view.shared))
     return told, sitting
 
 
 def measure_cells(
-    session: Session, teacher: Classifier | None, cells: Sequence[Cell]
+    session: Session, writer: RunWriter, teacher: Classifier | None, cells: Sequence[Cell]
 ) -> tuple[list[Cell], Sitting | None]:
     """Measure the teacher and each distinct network among the cells in turn.
 
@@ -68,12 +71,13 @@ def measure_cells(
     The cells with the ratios of this sitting among their metrics and no others, and the sitting.
     """
     cells = [replace(cell, metrics={k: v for k, v in cell.metrics.items() if "_ratio_to_" not in k}) for cell in cells]
-    ordered = sorted(cells, key=lambda cell: cell.method != CONTROL)
-    distinct = {_counts(cell): cell for cell in reversed(ordered)}
-    names = {key: "control" if cell.method == CONTROL else cell.method for key, cell in reversed(distinct.items())}
+    distinct: dict[tuple[float | None, ...], list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.method != CONTROL):
+        distinct.setdefault(_counts(cell), []).append(cell)
+    names = {key: _name(alike, teacher is not None, len(distinct) == 1) for key, alike in distinct.items()}
     networks: dict[str, Classifier | None] = {"teacher": teacher}
-    networks |= {name: _loaded(session, distinct[key].run_id) for key, name in names.items()}
-    sitting = _sit(session, {name: model for name, model in networks.items() if model is not None})
+    networks |= {name: _loaded(session, distinct[key][0].run_id) for key, name in names.items()}
+    sitting = _sit(session, writer, {name: model for name, model in networks.items() if model is not None})
     if sitting is None:
         return cells, None
     return [
@@ -84,14 +88,16 @@ def measure_cells(
     ], sitting
 
 
-def _sit(session: Session, networks: Mapping[str, Classifier]) -> Sitting | None:
+def _sit(session: Session, writer: RunWriter, networks: Mapping[str, Classifier]) -> Sitting | None:
     if len(networks) < 2:
         return None
     try:
-        return measure_in_turn(networks, image_size=session.store.image_size, device=session.device)
+        with watched(session, writer, IN_TURN) as seen:
+            sitting = measure_in_turn(networks, image_size=session.store.image_size, device=session.device)
     except torch.OutOfMemoryError as error:
         log.warning("The networks are not measured in turn: %s", error)
         return None
+    return replace(sitting, shared=str(seen[0])) if seen and seen[0].shared else sitting
 
 
 def _loaded(session: Session, run_id: str) -> Classifier | None:
@@ -105,6 +111,13 @@ def _loaded(session: Session, run_id: str) -> Classifier | None:
 
 def _metrics(sitting: Sitting, name: str) -> dict[str, float]:
     return {f"efficiency/{key}": value for key, value in sitting.ratios(name).items()}
+
+
+def _name(alike: Sequence[Cell], taught: bool, only: bool) -> str:
+    """What networks that cost the same are called beside a teacher, or as what ratios refer to."""
+    if not taught and alike[0].method == CONTROL:
+        return "control"
+    return "student" if only else ", ".join(dict.fromkeys(cell.method for cell in alike))
 
 
 def _counts(cell: Cell) -> tuple[float | None, ...]:

@@ -14,6 +14,7 @@ from kd_mlflow.data.loading import evaluation_batches, samples_per_epoch, steps_
 from kd_mlflow.distillers.base import Context, Distiller
 from kd_mlflow.distillers.registry import create, method_class
 from kd_mlflow.entrypoints.judge import Verdict, judge, judge_alternatives
+from kd_mlflow.entrypoints.machine import LoadWatch
 from kd_mlflow.entrypoints.processes import ProcessDied, check_devices, together
 from kd_mlflow.entrypoints.recording import Recorder
 from kd_mlflow.entrypoints.session import Session
@@ -133,7 +134,9 @@ def fit_network(
                 for said in filter(None, (_shares(recipe), cache_sentence(session, recipe, task.teachers))):
                     session.terminal.say(said)
                 with session.terminal.training(_label(recipe)) as lines, ResourceMeter(session.device) as meter:
-                    before, fitted = _fit(task, folder, Several([Recorder(writer), lines, *observers]))
+                    load = LoadWatch(session, writer, recipe.devices)
+                    before, fitted = _fit(task, folder, Several([Recorder(writer), lines, load, *observers]))
+            load.note()
             break
         except ProcessDied as death:
             deaths += 1

@@ -10,6 +10,7 @@ import numpy as np
 
 from kd_mlflow.config import Options, Recipe, to_yaml
 from kd_mlflow.entrypoints.judge import Judged
+from kd_mlflow.entrypoints.machine import INFERENCE, TAG, watched
 from kd_mlflow.entrypoints.network import Network, Trained
 from kd_mlflow.entrypoints.session import Session
 from kd_mlflow.errors import InputError
@@ -98,13 +99,14 @@ def record_evaluation(
     session: Session, writer: RunWriter, network: Network, judged: dict[str, Judged], missing: dict[str, str]
 ) -> None:
     """Quality on each split, cost of use, and the tables of the last split."""
-    use = measure(
-        network.model,
-        image_size=session.store.image_size,
-        device=session.device,
-        batch_size=THROUGHPUT_BATCH,
-        file=network.folder / "model.safetensors",
-    )
+    with watched(session, writer, INFERENCE):
+        use = measure(
+            network.model,
+            image_size=session.store.image_size,
+            device=session.device,
+            batch_size=THROUGHPUT_BATCH,
+            file=network.folder / "model.safetensors",
+        )
     # val/… holds the curve over epochs; the selected epoch's figures stand beside it under best/….
     final = {
         f"{'best' if split == 'val' else split}/{name}": value
@@ -186,6 +188,7 @@ def view_of(client: Any, run_id: str) -> RunView:
         confusion=evaluation["confusion"],
         reliability=evaluation["reliability"],
         predictions=_predicted(client, run_id),
+        shared={tag.removeprefix(f"{TAG}."): load for tag, load in run.tags.items() if tag.startswith(f"{TAG}.")},
     )
 
 
@@ -207,7 +210,7 @@ def summary(view: RunView) -> dict[str, Any]:
             for name, value in sorted(view.metrics.items())
             if name.startswith(f"{prefix}/")
         }
-    return parts
+    return parts | {"shared_machine": dict(view.shared)}
 
 
 def record_report(

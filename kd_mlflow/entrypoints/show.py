@@ -9,7 +9,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from kd_mlflow.errors import harmless
-from kd_mlflow.reports.efficiency import RATIOS, conditions, ratio_words, with_spread
+from kd_mlflow.reports.efficiency import MARK, RATIOS, conditions, mark, mark_explained, ratio_words, with_spread
 
 COMPARED = {
     "val/accuracy": "accuracy, validation",
@@ -19,7 +19,7 @@ COMPARED = {
     "test/calibration_error": "calibration error, test",
     "test/teacher_agreement": "agreement with the teacher, test",
     "efficiency/parameters_total": "parameters",
-    **{f"efficiency/{name}": label for name, (label, _) in RATIOS.items()},
+    **{f"efficiency/{name}": name.replace("_", " ").replace(" to ", " to the ") for name in RATIOS},
     "efficiency/latency_ms_b1_median": "latency of one image, ms",
     "efficiency/training_seconds": "training, s",
 }
@@ -40,29 +40,32 @@ def comparison(result: dict[str, Any]) -> Group:
         if name in RATIOS and not any(values.values()):
             continue
         if key == APART and sitting:
-            rows.append([f"{label}, in turn", *[_latency(sitting["networks"].get(role, {})) for role in networks]])
+            marked = MARK if sitting["shared"] else ""
+            cells = [_latency(sitting["networks"].get(role, {}), marked) for role in networks]
+            rows.append([f"{label}, in turn", *cells])
             continue
-        row = [label, *[_measured(network[part], name) for network in networks.values()]]
+        row = [label, *[_measured(network[part], name, network["shared_machine"]) for network in networks.values()]]
         if part != "efficiency" and values.get("control") is not None:
             row.append(f"{values['student'] - values['control']:+.4f}")
         rows.append(row)
     grid = _grid(header, rows, f"Run {result['run_id']}")
-    below = [result["verdict"], conditions(sitting) if sitting else ""]
+    marked = mark_explained({role: network["shared_machine"] for role, network in networks.items()})
+    below = [result["verdict"], marked, conditions(sitting) if sitting else ""]
     return Group(grid, *[Text(line) for line in below if line])
 
 
-def _measured(figures: dict[str, float], name: str) -> str:
-    """A figure, with its spread if it has one."""
+def _measured(figures: dict[str, float], name: str, shared: dict[str, str]) -> str:
+    """A figure, with its spread if it has one, and a mark if it was timed on a shared machine."""
     if name not in figures:
         return ""
     if name in RATIOS:
-        return with_spread(figures[name], figures.get(f"{name}_spread"), RATIOS[name][1])
+        return with_spread(figures[name], figures.get(f"{name}_spread"), RATIOS[name][1]) + mark(name, shared)
     spread = figures.get("latency_ms_b1_spread") if name == "latency_ms_b1_median" else None
-    return _number(figures[name]) + (f" ± {_number(spread)}" if spread else "")
+    return _number(figures[name]) + (f" ± {_number(spread)}" if spread else "") + mark(name, shared)
 
 
-def _latency(figures: dict[str, float]) -> str:
-    return f"{_number(figures['latency_ms'])} ± {_number(figures['latency_ms_spread'])}" if figures else ""
+def _latency(figures: dict[str, float], marked: str) -> str:
+    return f"{_number(figures['latency_ms'])} ± {_number(figures['latency_ms_spread'])}{marked}" if figures else ""
 
 
 def one_network(result: dict[str, Any]) -> Grid:
@@ -149,9 +152,12 @@ def compared(result: dict[str, Any]) -> Group:
         for row in result["rows"]:
             if row["data"] == dataset["data"]:
                 figures = [_spread(row["mean"].get(key), row["sd"].get(key)) for key in RANKED]
+                figures[-1] += mark("training_seconds_per_batch", row["shared"])
                 rows.append([row["method"], *figures, _difference(row["minus_control"]), _difference(row["minus_kd"])])
         header = ["", *RANKED.values(), "test\n− control", "test\n− kd"]
         parts += [_grid(header, rows, f"{dataset['data']}, run {result['run_id']}"), Text(dataset["verdict"])]
+        shared = {row["method"]: row["shared"] for row in result["rows"] if row["data"] == dataset["data"]}
+        parts += [Text(line) for line in [mark_explained(shared)] if line]
         parts += _in_use(dataset["efficiency_in_turn"])
         parts += [Text(f"{one['method']}: left out. {one['reason']}") for one in dataset["left_out"]]
     return Group(*parts)

@@ -19,6 +19,7 @@ class Terminal:
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
         self.live = self.console.is_terminal and not quiet
+        self._warned: set[str] = set()
 
     def say(self, text: str) -> None:
         """One line."""
@@ -27,6 +28,12 @@ class Terminal:
     def warn(self, text: str) -> None:
         """One line that should not be missed."""
         self.console.print(f"Warning: {harmless(text)}", style="yellow", soft_wrap=True)
+
+    def warn_once(self, topic: str, text: str) -> None:
+        """A warning of which one a command is enough, whatever it says the next time."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            self.warn(text)
 
     def training(self, label: str) -> EpochLines:
         """An observer that shows one training."""

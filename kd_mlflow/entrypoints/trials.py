@@ -16,6 +16,7 @@ from kd_mlflow.config import DistillConfig, Recipe, SearchConfig, to_yaml
 from kd_mlflow.distillers.registry import method_class
 from kd_mlflow.entrypoints.checkpoints import Checkpoints
 from kd_mlflow.entrypoints.judge import judge_split, split_logits
+from kd_mlflow.entrypoints.machine import INFERENCE, watched
 from kd_mlflow.entrypoints.network import build_network, fit_network, training_task
 from kd_mlflow.entrypoints.recipes import student_recipe, with_resolved_method
 from kd_mlflow.entrypoints.record import THROUGHPUT_BATCH, record_data
@@ -199,7 +200,7 @@ class TrialRunner:
         figures = {f"val/{name}": value for name, value in quality.items()}
         figures["val/loss"] = fitted.history[fitted.best_epoch - 1].metrics["val/loss"]
         figures |= dict(zip(TRAINING, (fitted.training_seconds, fitted.seconds_per_batch), strict=True))
-        figures |= self._use(fitted.best)
+        figures |= self._use(fitted.best, writer)
         writer.final_metrics({_logged(name): value for name, value in figures.items()})
         writer.final_metrics({"best/epoch": fitted.best_epoch})
         return figures
@@ -233,11 +234,12 @@ class TrialRunner:
         writer.final_metrics(kept)
         return {name.replace("best/", "val/", 1): value for name, value in kept.items() if name != "best/epoch"}
 
-    def _use(self, model: torch.nn.Module) -> dict[str, float]:
+    def _use(self, model: torch.nn.Module, writer: RunWriter) -> dict[str, float]:
         """What the network costs in use, if that is asked for; one process of a machine at a time measures."""
         if not any(name.startswith("efficiency/") and name not in TRAINING for name in self.study.wanted):
             return {}
-        with FileLock(Path(tempfile.gettempdir()) / "kd-mlflow-measuring.lock", mode=0o666):
+        lock = FileLock(Path(tempfile.gettempdir()) / "kd-mlflow-measuring.lock", mode=0o666)
+        with lock, watched(self.session, writer, INFERENCE):
             use = measure(
                 model,
                 image_size=self.session.store.image_size,

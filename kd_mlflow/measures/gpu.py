@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,18 @@ class Gpu:
         busy = self._ask(lambda: float(self.nvml.nvmlDeviceGetUtilizationRates(self.handle).gpu))
         joules = self._ask(lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) * MILLI)
         return GpuSample(watts, busy, joules)
+
+    def other_processes(self, own: Collection[int]) -> int:
+        """How many processes but our ``own`` compute on the device; 0 where it does not tell.
+
+        In a container NVML may give process numbers of the host, of which ours cannot be known: this process is then
+        taken for one of them.
+        """
+        try:
+            known = {process.pid for process in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle)}
+        except self.nvml.NVMLError:
+            return 0
+        return len(known - set(own)) if known & set(own) else max(0, len(known) - 1)
 
     def _ask(self, question: Any) -> float | None:
         try:

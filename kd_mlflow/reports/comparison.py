@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics as plain
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from kd_mlflow.measures.in_turn import Sitting
-from kd_mlflow.reports.efficiency import RATIOS, with_spread
+from kd_mlflow.reports.efficiency import RATIOS, mark, with_spread
 from kd_mlflow.reports.paired import LABELS_ONLY, caveat, interval_cell, paired, seed_count, signed, told
 from kd_mlflow.reports.statistics import Difference
 from kd_mlflow.reports.tables import Table
@@ -49,6 +49,8 @@ class Cell:
         ``[N]``: the test split, in the same order in every cell of a data set; None for a run that kept none.
     evidence:
         How sure the reading of the method is.
+    shared:
+        As in :class:`kd_mlflow.reports.data.RunView`.
     """
 
     method: str
@@ -58,6 +60,7 @@ class Cell:
     predicted: np.ndarray | None
     labels: np.ndarray | None
     evidence: str = ""
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def right(self) -> np.ndarray | None:
@@ -106,6 +109,7 @@ class Row:
     minus_control: Difference | None
     minus_kd: Difference | None
     minus_control_val: float | None
+    shared: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -151,7 +155,7 @@ def comparison_table(own: Sequence[Row], left_out: Sequence[LeftOut] = ()) -> Ta
     header += ["test accuracy − control (95 %)", "test accuracy − kd (95 %)", "note"]
     lines = []
     for row in own:
-        figures = [_spread(row, key, form) for key, (_, form) in columns.items()]
+        figures = [_marked(row, key, form) for key, (_, form) in columns.items()]
         differences = [interval_cell(row.minus_control), interval_cell(row.minus_kd)]
         note = _note(row, own)
         lines.append([row.method, row.evidence, str(len(row.seeds)), *figures, *differences, note])
@@ -225,6 +229,7 @@ def _row(comparison: Comparison, method: str) -> Row:
         minus_control=versus[CONTROL],
         minus_kd=versus[REFERENCE],
         minus_control_val=_validation_gain(comparison, method),
+        shared={part: load for cell in cells for part, load in cell.shared.items()},
     )
 
 
@@ -244,6 +249,12 @@ def _validation_gain(comparison: Comparison, method: str) -> float | None:
     pairs = _pairs(comparison, method, CONTROL)
     gains = [one.metrics["val/accuracy"] - two.metrics["val/accuracy"] for one, two in pairs]
     return plain.fmean(gains) if gains else None
+
+
+def _marked(row: Row, key: str, form: str) -> str:
+    """The figure, marked if the machine was shared while it was timed."""
+    cell = _spread(row, key, form)
+    return cell and cell + mark(key.partition("/")[2], row.shared)
 
 
 def _spread(row: Row, key: str, form: str) -> str:

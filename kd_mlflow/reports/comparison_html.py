@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from kd_mlflow.reports.comparison import Comparison, comparison_table, gain_table, rows, verdict
-from kd_mlflow.reports.efficiency import conditions
+from kd_mlflow.reports.efficiency import conditions, mark_explained
 from kd_mlflow.reports.html import page, picture
 
 INTERVALS = (
@@ -51,6 +51,8 @@ def _dataset(comparison: Comparison, pngs: Mapping[str, bytes], prefix: str) -> 
     parts = [f"<h2>{html.escape(comparison.data)}</h2>", f"<p>{html.escape(verdict(own))}</p>"]
     parts += [f'<p class="small">{html.escape(facts)}.</p>']
     parts += [f'<div class="scroll lines">{comparison_table(own).to_html()}</div>']
+    if marked := mark_explained({row.method: row.shared for row in own}):
+        parts += [f'<p class="note">{html.escape(marked)}</p>']
     if comparison.sitting:
         parts += [f'<p class="small">{html.escape(conditions(comparison.sitting.to_json()))}</p>']
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in comparison.notes]

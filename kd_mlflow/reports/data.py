@@ -53,6 +53,8 @@ class RunView:
         What ``per_class``, ``confusion`` and ``reliability`` were measured on.
     predictions:
         What was said of each image, by split; empty for a run that kept none.
+    shared:
+        The machine's load by what was timed on it (training, inference, in_turn) while other work shared it.
     """
 
     role: str
@@ -68,3 +70,4 @@ class RunView:
     reliability: list[dict[str, Any]]
     split: str = "test"
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from kd_mlflow.measures.in_turn import Sitting
 from kd_mlflow.reports.data import RunView
-from kd_mlflow.reports.efficiency import conditions
+from kd_mlflow.reports.efficiency import conditions, mark_explained
 from kd_mlflow.reports.tables import efficiency_table, not_measured, quality_table
 from kd_mlflow.reports.verdict import verdict
 
@@ -49,11 +49,12 @@ def render(
     """The page as HTML. ``views[-1]`` is the run's own; ``figures`` are PNGs by the names in :data:`SECTIONS`."""
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="small">Run {html.escape(views[-1].run_id)}</p>']
     parts += ["<h2>Result</h2>", *[f"<p>{html.escape(line)}</p>" for line in verdict(views)]]
-    parts += ["<h2>Quality</h2>", f'<div class="scroll">{quality_table(views).to_html()}</div>']
-    absent = not_measured(views)
+    parts += ["<h2>Quality</h2>", f'<div class="scroll lines">{quality_table(views).to_html()}</div>']
+    absent, marked = not_measured(views), mark_explained({view.role: view.shared for view in views})
     parts += [
         "<h2>Efficiency</h2>",
         f'<div class="scroll">{efficiency_table(views).to_html()}</div>',
+        f'<p class="note">{html.escape(marked)}</p>' if marked else "",
         f'<p class="small">{html.escape(conditions(sitting.to_json()))}</p>' if sitting else "",
         f'<p class="small">Not measured: {html.escape(absent)}.</p>' if absent else "",
     ]

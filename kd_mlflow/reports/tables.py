@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kd_mlflow.reports.data import RunView
-from kd_mlflow.reports.efficiency import RATIOS, with_spread
+from kd_mlflow.reports.efficiency import RATIOS, mark, with_spread
 from kd_mlflow.reports.paired import interval_cell, paired_views
 from kd_mlflow.tracking.encode import FORMULA
 
@@ -141,7 +141,7 @@ def _cost(view: RunView, name: str, form: str) -> str:
     if value is None:
         return NOT_MEASURED if name in view.missing else ""
     spread = view.metrics.get(f"efficiency/{SPREADS.get(name, f'{name}_spread')}")
-    return with_spread(value, spread, form)
+    return with_spread(value, spread, form) + mark(name, view.shared)
 
 
 def _figure(value: float | None) -> str:

@@ -63,6 +63,12 @@ def test_methods_are_held_against_the_control_under_equal_conditions(place, conf
     assert read_json(client, result.run_id, "comparison.json")["rows"] == json.loads(json.dumps(result.rows))
     artifacts = {item.path for item in client.list_artifacts(result.run_id, "figures")}
     assert "figures/differences.png" in artifacts
+    # One architecture: a sitting of the teacher and of one student, whatever the number of cells.
+    sitting = result.datasets[0]["efficiency_in_turn"]
+    assert list(sitting["networks"]) == ["teacher", "student"]
+    ratios = {row["mean"]["efficiency/latency_ratio_to_teacher"] for row in result.rows}
+    assert ratios == {sitting["networks"]["student"]["latency_ratio"]}
+    assert parent.metrics["dist/latency_ratio_to_teacher"] in ratios
     table = list(csv.DictReader(io.StringIO(result.to_csv())))
     assert [line["method"] for line in table] == [row["method"] for row in result.rows]
     best = max(result.rows, key=lambda row: row["mean"]["val/accuracy"])
