@@ -90,9 +90,7 @@ def test_ratios_and_a_shared_machine_are_told_on_the_terminal_in_the_report_and_
 
 
 @pytest.mark.fault("the files of a control are gone", "it is left out of the measurement, with a warning")
-def test_method_without_teacher_is_told_against_the_control_and_alone_if_that_is_gone(
-    place, config, monkeypatch, capsys
-):
+def test_method_without_teacher_is_told_against_the_control_and_alone_if_that_is_gone(config, monkeypatch, capsys):
     result = distill(config(method="dml"), terminal=Terminal())
     assert result.efficiency_in_turn["reference"] == "control"
     assert result.student["efficiency"]["size_ratio_to_control"] == 1
@@ -106,4 +104,4 @@ def test_method_without_teacher_is_told_against_the_control_and_alone_if_that_is
     result = distill(config(method="dml", seed=1, epochs=1), terminal=Terminal())
     assert result.efficiency_in_turn is None
     assert "cannot be measured beside the others: The store does not hold" in capsys.readouterr().err
-    assert "ratio" not in printed(result)
+    assert "ratio to" not in printed(result)

