@@ -156,10 +156,13 @@ def _source(calls: list[Call], maps: list[Tensor], number: int) -> Place | None:
     """The call that returned the features of this number, in any layout.
 
     A block that changes nothing before it is trained returns what the block before it did. So a call counts first if
-    its class was called as often as there are features, and this is its turn; else the last call counts.
+    its class was called as often as there are features, and this is its turn; else the last call counts. Global pooling
+    does not: of a map of one pixel it returns the same values.
     """
     layouts = ((place, layout_of(call.output, maps[number])) for place, call in enumerate(calls))
-    matches = [(place, layout) for place, layout in layouts if layout is not None]
+    matches = [
+        (place, layout) for place, layout in layouts if layout is not None and not _averages(calls[place].module)
+    ]
     rows: dict[tuple[type, int | None], list[int]] = {}
     for place, call in enumerate(calls):
         rows.setdefault((type(call.module), call.item), []).append(place)
@@ -168,6 +171,10 @@ def _source(calls: list[Call], maps: list[Tensor], number: int) -> Place | None:
         if len(row) == len(maps) and row[number] == place:
             return place, layout
     return matches[-1] if matches else None
+
+
+def _averages(module: nn.Module) -> bool:
+    return "Pool" in type(module).__name__ and not isinstance(module, nn.MaxPool2d)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

@@ -88,6 +88,14 @@ def test_every_family_shows_every_tap(make, name, size):
     check(make(f"timm:{name}", size=size), size)
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "selecsls42", "mobilenetv4_conv_small_035"])
+def test_a_last_map_of_one_pixel_is_not_taken_for_its_mean(make, name):
+    outputs = Tapped(make(f"timm:{name}", size=32).eval(), NEEDS)(pixels(32))
+    assert outputs.stages[-1].shape[2:] == (1, 1)
+    assert torch.equal(outputs.preactivations[-1].relu(), outputs.stages[-1])
+    assert (outputs.preactivations[-1] < 0).any()
+
+
 @pytest.mark.parametrize(
     ("name", "activation"),
     [
