@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -29,8 +31,34 @@ def test_command_line_beats_file_beats_preset_beats_default(tmp_path):
 
 
 def test_digits_without_a_preset_are_quick():
-    assert resolve(DistillConfig, {}).image_size == 32
+    assert resolve(SearchConfig, {}).image_size == 32
     assert resolve(DistillConfig, {"data": "photos"}).image_size == 224
+    assert resolve(DistillConfig, {"data": "photos"}).label_share == 1.0
+
+
+def test_distill_without_method_and_file_is_the_demonstration(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("epochs: 3\n")
+    assert resolve(DistillConfig, {}).label_share == 0.1
+    assert resolve(DistillConfig, {"epochs": 2}).label_share == 0.1
+    for others in ({"given": {"method": "dkd"}}, {"given": {}, "file": file}, {"given": {}, "preset": "quick"}):
+        assert resolve(DistillConfig, **others).label_share == 1.0
+    assert resolve(StudentConfig, {}).label_share == 1.0
+    assert resolve(DistillConfig, {"label_share": 0.5}).label_share == 0.5
+
+
+def test_the_teacher_has_all_labels_whatever_the_student_has():
+    config = resolve(DistillConfig, {"label_share": 0.5})
+    assert recipe(config, "teacher", "float32").label_share == 1.0
+    assert recipe(config, "control", "float32").label_share == 0.5
+
+
+def test_the_first_recipe_is_kept_option_by_option():
+    config = resolve(DistillConfig, {}, file=Path(__file__).parents[1] / "benchmarks" / "before.yaml")
+    assert (config.teacher_arch, config.student, config.epochs, config.image_size) == ("resnet34", "resnet18", 1, 32)
+    assert (config.batch_size, config.learning_rate, config.label_share) == (64, 1e-3, 1.0)
+    assert (config.teacher_epochs, config.teacher_learning_rate) == (None, None)
+    assert (config.temperature, config.alpha) == (4.0, 0.7)
 
 
 def test_paper_is_the_source_report():

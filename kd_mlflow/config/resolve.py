@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from kd_mlflow.config.commands import COMMANDS, EvaluateConfig
+from kd_mlflow.config.commands import COMMANDS, DistillConfig, EvaluateConfig
 from kd_mlflow.config.fields import Options
 from kd_mlflow.config.files import read_mapping
 from kd_mlflow.errors import InputError
@@ -28,8 +28,9 @@ def resolve(
 ) -> Options:
     """Defaults, then the preset, then the file, then what was given, validated.
 
-    Without a preset, ``quick`` is used to prepare and train on the built-in digits. A key that
-    belongs to another command is passed over (one preset serves all); one that no command knows is an error.
+    Without a preset, ``quick`` is used to prepare and train on the built-in digits, and ``demo`` to distill on
+    them where neither a file nor a method is given. A key that belongs to another command is passed over (one
+    preset serves all); one that no command knows is an error.
 
     Raises
     ------
@@ -40,7 +41,8 @@ def resolve(
     trains = model is not EvaluateConfig
     data = given.get("data", from_file.get("data", "digits"))
     if preset is None and trains and data in ("digits", ("digits",), ["digits"]):
-        preset = "quick"
+        untold = model is DistillConfig and file is None and not {"method", "label_share"} & given.keys()
+        preset = "demo" if untold else "quick"
     from_preset = _read_yaml(_preset_path(preset)) if preset else {}
     known = {name for command in COMMANDS.values() for name in command.model_fields}
     for name in {**from_preset, **from_file}:
