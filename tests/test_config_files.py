@@ -37,7 +37,8 @@ def read(content: str | bytes, command: str = "distill"):
 @given(content=some.dictionaries(NAMES, VALUES, max_size=4), command=some.sampled_from(sorted(COMMANDS)))
 def test_any_values_are_options_or_one_sentence(content, command):
     config = read(yaml.dump(content, allow_unicode=True), command)
-    assert config is None or read(to_yaml(config), command) == config
+    # Without the places, which are not written down.
+    assert config is None or read(to_yaml(config), command).recorded() == config.recorded()
 
 
 @given(some.text(max_size=60) | some.binary(max_size=60))

@@ -219,12 +219,12 @@ def view_of(client: Any, run_id: str) -> RunView:
 
 
 def _predicted(client: Any, run_id: str) -> dict[str, Predictions]:
-    """What a run said of each image, by split; empty for a run that did not keep it."""
+    """What a run said of each image, by split; empty for a run that did not keep it, or whose file is damaged."""
     try:
         recorded = read_json(client, run_id, "predictions.json")
-    except InputError:
+        return {split: Predictions.of(lists) for split, lists in recorded.items()}
+    except (InputError, AttributeError, KeyError, TypeError, ValueError, IndexError):
         return {}
-    return {split: Predictions.of(lists) for split, lists in recorded.items()}
 
 
 def summary(view: RunView) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from kd_mlflow.cli import cli
-from kd_mlflow.entrypoints import doctor, machine
+from kd_mlflow.entrypoints import doctor
+from kd_mlflow.entrypoints import machine_checks as machine
 from kd_mlflow.entrypoints.doctor import examine
 from kd_mlflow.entrypoints.machine_checks import Finding
 from tests.conftest import Place
@@ -134,8 +135,14 @@ BROKEN: dict[str, tuple[str, Callable[[pytest.MonkeyPatch, Path], Any]]] = {
     "disk": ("problem", lambda patch, _: patch.setattr(machine.shutil, "disk_usage", lambda _: Usage(9, 9, 9))),
     "working directory": ("note", lambda patch, _: patch.chdir("/proc")),
     "temporary folder": ("problem", lambda patch, _: patch.setattr(tempfile, "tempdir", "/proc")),
-    "shared memory": ("note", lambda patch, _: patch.setattr(machine.shutil, "disk_usage", lambda _: Usage(9, 9, 9))),
-    "file handles": ("note", lambda patch, _: patch.setattr(machine.resource, "getrlimit", lambda _: (256, 4096))),
+    "shared memory": (
+        "note",
+        lambda patch, _: patch.setattr(machine.shutil, "disk_usage", lambda _: Usage(9, 9, 9)),
+    ),
+    "file handles": (
+        "note",
+        lambda patch, _: patch.setattr(machine.resource, "getrlimit", lambda _: (256, 4096)),
+    ),
     "proxy": ("problem", lambda patch, _: patch.setattr(machine, "proxy_variables", _fail)),
     "tracking": ("problem", lambda patch, _: patch.setenv("MLFLOW_TRACKING_URI", "./mlruns")),
     "registry": ("problem", lambda patch, _: patch.setattr(doctor, "registered_names", _fail)),

@@ -92,7 +92,7 @@ def test_what_was_found_and_is_gone_is_taken_from_here_or_trained_anew(place, ph
 
 
 EVALUATION = {"missing": {}, "split": "test", "per_class": [], "confusion": [], "reliability": []}
-PREDICTIONS = {"test": {"label": [0, 1], "predicted": [0, 0]}}
+PREDICTIONS = {"test": {"index": [3, 5], "label": [0, 1], "predicted": [0, 0]}}
 
 
 @pytest.fixture
@@ -154,6 +154,7 @@ def test_a_deleted_experiment_is_refused_before_the_data_is_read(place, monkeypa
         config = resolve(StudentConfig, {"data": "/no/such/photos", "tracking_uri": place.uri, **given})
         with pytest.raises(InputError, match=f"The experiment '{name}' is deleted"):
             Session.open(config, Terminal(quiet=True), new_run=True)
-    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    run = client.create_run(client.create_experiment("of mlflow run"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     with pytest.raises(InputError, match="/no/such/photos"):
         Session.open(config, Terminal(quiet=True), new_run=True)

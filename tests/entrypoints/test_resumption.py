@@ -30,6 +30,7 @@ def session(place, monkeypatch):
         terminal=SimpleNamespace(warn=said.append, say=said.append),
         said=said,
         experiment="photos",
+        checkpoint_root=place.home / "checkpoints",
         checkpoints=lambda run_id: place.home / "checkpoints" / run_id,
     )
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kd_mlflow.entrypoints.sources import PLACE
+from kd_mlflow.places import TEACHER_OUTPUTS
 from kd_mlflow.training.checkpoint import file_sha256
 from tests.conftest import QUICK, SMALL, Place, make_place
 
@@ -27,7 +27,7 @@ def student(place: Place, *arguments: str) -> str:
 
 
 def records(place: Place) -> list[str]:
-    return sorted(file.name for file in (place.home / PLACE).glob("*/epoch-*.bin"))
+    return sorted(file.name for file in (place.home / TEACHER_OUTPUTS).glob("*/epoch-*.bin"))
 
 
 def test_with_full_records_the_student_is_the_same_bit_for_bit(place, photos):
@@ -36,10 +36,10 @@ def test_with_full_records_the_student_is_the_same_bit_for_bit(place, photos):
     kept = ["--teacher-cache", "on", "--cache-precision", "float32"]
     assert student(place, *options(photos, *kept)) == plain
     assert records(place) == ["epoch-00001.bin", "epoch-00002.bin"]
-    before = [file.stat().st_mtime_ns for file in sorted((place.home / PLACE).rglob("epoch-*.bin"))]
+    before = [file.stat().st_mtime_ns for file in sorted((place.home / TEACHER_OUTPUTS).rglob("epoch-*.bin"))]
     # Filled by the run before, read by this one.
     assert student(place, *options(photos, *kept)) == plain
-    assert [file.stat().st_mtime_ns for file in sorted((place.home / PLACE).rglob("epoch-*.bin"))] == before
+    assert [file.stat().st_mtime_ns for file in sorted((place.home / TEACHER_OUTPUTS).rglob("epoch-*.bin"))] == before
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_a_comparison_asks_the_teacher_once_for_all_methods(place, photos):
     out = place.run("compare", *options(photos, "--methods", "kd,dkd,fnkd,mlkd", "--seed", "3", pair=SMALL), "--json")
     assert json.loads(out)
     # Logits for kd and dkd, features beside them for fnkd, nothing for mlkd, which shows several views.
-    folders = {file.parent for file in (place.home / PLACE).glob("*/epoch-*.bin")}
+    folders = {file.parent for file in (place.home / TEACHER_OUTPUTS).glob("*/epoch-*.bin")}
     facts = [json.loads((folder / "facts.json").read_text()) for folder in folders]
     assert sorted((one["pooled"], one["seed"]) for one in facts if one["seed"] == 3) == [(0, 3), (1024, 3)]
 
