@@ -2,6 +2,7 @@
 
 import click
 
+from benchmarks.demonstration import demonstration
 from benchmarks.inference import inference
 from benchmarks.memory import memory
 from benchmarks.pipeline import pipeline
@@ -20,7 +21,7 @@ def main(context: click.Context) -> None:
         context.invoke(step)
 
 
-for command in (step, pipeline, search, tracking, startup, memory, inference, processes):
+for command in (step, pipeline, search, tracking, startup, memory, inference, processes, demonstration):
     main.add_command(command)
 
 if __name__ == "__main__":

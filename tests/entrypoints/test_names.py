@@ -51,7 +51,7 @@ def test_plain_text_stays_as_it_is():
 )
 def test_a_model_that_spells_a_class_otherwise_is_refused_with_the_twin(theirs: str, ours: str, sentence: str):
     def known(*classes: str) -> SimpleNamespace:
-        return SimpleNamespace(classes=classes, image_size=16)
+        return SimpleNamespace(classes=classes, image_size=16, value_range=(0, 65535))
 
     network = SimpleNamespace(model=SimpleNamespace(spec=known(theirs, "dog")))
     with pytest.raises(InputError) as caught:
