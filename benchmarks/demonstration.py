@@ -67,12 +67,13 @@ def summary(rows: dict[int, dict], split: str) -> dict[str, object]:
     gains = [student - control for student, control in zip(by_role["student"], by_role["control"], strict=True)]
     half = float(t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
     mean = statistics.mean(gains)
+    seconds = [row["seconds"] for row in rows.values() if "seconds" in row]
     return {
         "seeds": len(gains),
         "mean": {role: statistics.mean(values) for role, values in by_role.items()},
         "deviation": {role: statistics.stdev(values) for role, values in by_role.items()},
         "student_minus_control": {"mean": mean, "low": mean - half, "high": mean + half},
-        "seconds_median": statistics.median(row["seconds"] for row in rows.values()),
+        "seconds_median": statistics.median(seconds) if seconds else None,
     }
 
 

@@ -33,6 +33,9 @@ class Listening(Terminal):
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
+    def warn_once(self, subject: str, text: str) -> None:
+        """Other work on the machine, which these tests are not about."""
+
     def heard(self) -> str:
         """The only warning since the last look."""
         (text,) = self.warnings
