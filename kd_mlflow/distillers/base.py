@@ -167,10 +167,11 @@ def double_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def widened(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = next(iter(_tensors(_map_tensors(list(args), at_least_float32))))
+        floating = [tensor for tensor in _tensors(args) if tensor.is_floating_point()]
+        dtype = at_least_float32(floating[0]).dtype if floating else torch.float32
         wide = [_map_tensors(argument, _as_float64) for argument in args]
-        with torch.autocast(first.device.type, enabled=False):
-            return _map_tensors(function(*wide, **kwargs), lambda values: values.to(first.dtype))
+        with torch.autocast(floating[0].device.type if floating else "cpu", enabled=False):
+            return _map_tensors(function(*wide, **kwargs), lambda values: values.to(dtype))
 
     return widened
 

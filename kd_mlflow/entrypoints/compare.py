@@ -109,6 +109,11 @@ def compare(config: CompareConfig, *, resume: str | None = None, terminal: Termi
     sessions = {data: Session.open(cells[data][methods[0]], terminal, new_run=not resume) for data in config.data}
     first = sessions[config.data[0]]
     left_out = {data: _refused(sessions[data], config, cells[data]) for data in config.data}
+    for data, refused in left_out.items():
+        if refused.keys() >= cells[data].keys():
+            raise InputError(
+                f"No method can be compared on {data!r}; the first, for one: {next(iter(refused.values()))}"
+            )
     digests = " ".join(session.store.digest for session in sessions.values())
     key = ("kd.request", request_fingerprint(config, digests))
     name = f"compare {', '.join(config.methods)}"
